@@ -1,0 +1,1 @@
+"""Reads a recipe, plans it, runs it, remembers it, reports it."""

@@ -1,0 +1,1 @@
+"""The report of a run, and how it is shown."""

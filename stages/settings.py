@@ -1,0 +1,110 @@
+"""What each stage can be told, as frozen data. The acts are in the stages' own files; importing this wakes no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from targets.documents import Frozen
+
+__all__ = ["DistillConfig", "ExportConfig", "PruneConfig", "QuantizeConfig", "Student", "TrainConfig"]
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
+
+
+class TrainConfig(Frozen):
+    """One training run: SGD with Nesterov momentum, one-cycle cosine learning rate with linear warm-up."""
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 10
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 64
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = Field(0.05, description="peak, for one batch of this size")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
+    augment: Literal["none", "shift", "shift-flip"] = Field(
+        "none", description="random shifts by up to an eighth of the image, and mirror images"
+    )
+
+
+class Student(Frozen):
+    """A subset of the teacher (`keep`) or a model of its own (`source`)."""
+
+    keep: Share | None = Field(None, description="share of the teacher's channels or blocks, inheriting its weights")
+    by: Literal["channels", "blocks"] = Field("channels", description="what `keep` counts")
+    source: str | None = Field(None, description='"module:function" that builds the student')
+    args: dict[str, Any] = Field(default_factory=dict, description="arguments of that function")
+    name: str | None = Field(None, description="how the report calls it")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.keep is None) == (self.source is None):
+            raise ValueError("a student has either keep or source")
+        return self
+
+    @property
+    def title(self) -> str:
+        """How the report calls this student."""
+        if self.name:
+            return self.name
+        if self.source:
+            return self.source.rpartition(":")[2]
+        return f"keep {self.keep:g}" + (" of blocks" if self.by == "blocks" else "")
+
+
+class DistillConfig(TrainConfig):
+    """Teacher to student. Without `students` it trains what comes in: recovery after any stage."""
+
+    students: tuple[Student, ...] = Field((), description="one branch each; empty: the incoming network learns on")
+    loss: Literal["kd", "dkd", "dist"] = Field("kd", description="Hinton 2015, DKD (CVPR 2022), DIST (NeurIPS 2022)")
+    temperature: Annotated[float, Field(gt=0, le=100)] = 4.0
+    soft_weight: Weight = Field(0.9, description="weight of the teacher's soft targets")
+    label_weight: Weight = Field(0.1, description="weight of the true labels")
+    features: dict[str, Weight] = Field(
+        default_factory=dict, description="module name pattern -> weight: match the teacher's features there"
+    )
+    attention: dict[str, Weight] = Field(
+        default_factory=dict, description="module name pattern -> weight: match the teacher's attention maps there"
+    )
+
+
+class PruneConfig(Frozen):
+    """Structured pruning of channels: either `keep` or `speedup`."""
+
+    keep: Share | None = Field(None, description="share of channels that stay")
+    speedup: Annotated[float, Field(ge=1, le=100)] | None = Field(
+        None, description="how many times fewer multiply-accumulates (MACs); not milliseconds"
+    )
+    importance: Literal["l2", "taylor"] = "l2"
+    steps: Annotated[int, Field(ge=1, le=100)] = Field(1, description="rounds; importance is taken anew in each")
+    exclude: tuple[str, ...] = Field((), description="module name patterns that stay whole")
+    samples: Annotated[int, Field(ge=1)] = Field(256, description="training examples behind a Taylor importance")
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> Self:
+        if (self.keep is None) == (self.speedup is None):
+            raise ValueError("either keep or speedup must be given")
+        return self
+
+
+class ExportConfig(Frozen):
+    """torch to one self-contained ONNX file, proven equal on real inputs."""
+
+    opset: Annotated[int, Field(ge=18, le=30)] | None = Field(None, description="default: 20, or the target's ceiling")
+    tolerance: Annotated[float, Field(gt=0, le=1)] = Field(
+        1e-4, description="largest difference allowed, as a share of the largest output"
+    )
+    samples: Annotated[int, Field(ge=1)] = Field(64, description="validation examples compared")
+
+
+class QuantizeConfig(Frozen):
+    """Static int8 quantization of the exported graph. Signs and ranges come from the target."""
+
+    engine: Literal["auto", "onnxruntime", "neural_compressor"] = Field(
+        "auto", description="who decides the ranges; auto: onnxruntime"
+    )
+    calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
+    percentile: Annotated[float, Field(gt=50, le=100)] = Field(99.99, description="for calibration: percentile")
+    samples: Annotated[int, Field(ge=1)] = Field(256, description="training examples that calibrate")
+    batch_size: Annotated[int, Field(ge=1)] = Field(32, description="of calibration; bounds its memory")
+    exclude: tuple[str, ...] = Field((), description="ONNX node name patterns that stay float")

@@ -1,0 +1,1 @@
+"""What a device or server is, and whether an artifact fits it. Never imports torch."""
