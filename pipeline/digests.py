@@ -71,7 +71,7 @@ def _closure(module: str, beside: Path | None) -> dict[str, Path]:
     while waiting:
         name = waiting.pop()
         path = locate(name, beside)
-        if name in found or path is None or "site-packages" in path.parts or not _ours(name, module, path, beside):
+        if name in found or path is None or not _ours(name, module, path, beside):
             continue
         found[name] = path
         waiting += _imports(path, name)
@@ -85,7 +85,7 @@ def _ours(name: str, start: str, path: Path, beside: Path | None) -> bool:
     top = name.partition(".")[0]
     if top in _HOUSE or top == start.partition(".")[0]:
         return True
-    return beside is not None and path.is_relative_to(beside.resolve())
+    return beside is not None and path.is_relative_to(beside.resolve()) and "site-packages" not in path.parts
 
 
 def _imports(path: Path, module: str) -> Iterator[str]:
