@@ -1,21 +1,26 @@
 """YAML files that people write, read so that every fault can point at its line.
 
 A `Document` is the parsed values together with where each key stands. `validate` turns values into a pydantic model, or
-into all faults at once. YAML is loaded safely: tags that build objects are faults like any other.
+into all faults at once.
+
+Scalars follow YAML 1.2's core rules, not PyYAML's 1.1: `1e-3` is a number, and `no`, `on`, `12:30` and `2024-01-02` are
+text. Only plain values are read: keys are text, and tags that build objects are faults like any other.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
 
 from targets.errors import Fault, InputError, nearest
+from targets.wording import place, words
 
 __all__ = ["Document", "Frozen", "KeyPath", "faults_of", "parse", "read", "show_key", "validate"]
 
@@ -28,6 +33,9 @@ class Frozen(BaseModel):
 
 KeyPath = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
+
+_WHOLE: Any = object()  # None is a value that a file can hold
+_RECIPE = "`attar new NAME` writes a recipe to start from"
 
 
 def show_key(path: KeyPath) -> str:
@@ -46,64 +54,65 @@ class Document:
         file: its name as the user gave it.
         value: plain dicts, lists and scalars.
         lines: line (from 1) of each key path.
+        overridden: key paths that `--set` gave; their faults point there and not at the file.
     """
 
     file: str
     text: str
     value: Any
     lines: Mapping[KeyPath, int]
+    overridden: frozenset[KeyPath] = field(default=frozenset())
 
     def fault(self, path: KeyPath, what: str, help: str = "") -> Fault:
         """A fault at `path`, or at the nearest key above it that the file has."""
-        at = path
-        while at and at not in self.lines:
-            at = at[:-1]
-        line = self.lines.get(at, 0)
-        text = self.text.splitlines()[line - 1] if line else ""
-        return Fault(what, show_key(path), self.file, line, text, help)
+        above = [path[:n] for n in range(len(path), 0, -1)]
+        if not self.overridden.isdisjoint(above):
+            return Fault(what, show_key(path), "--set", help=help)
+        line = next((self.lines[at] for at in above if at in self.lines), 0)
+        return Fault(what, show_key(path), self.file, line, _line(self.text, line), help)
 
     def override(self, assignments: Mapping[str, str]) -> Document:
         """The document with `--set a.b.0.c=value` applied; values are read as YAML.
 
         Raises:
-            InputError: a path leads through something that is neither a mapping nor an existing list item.
+            InputError: a value is not YAML, or a path leads through something that is neither a mapping nor an
+                existing list item.
         """
-        value, faults = _copy(self.value), []
+        value, faults, done = _copy(self.value), [], set(self.overridden)
         for dotted, raw in assignments.items():
             try:
-                new = yaml.safe_load(raw)
-            except yaml.YAMLError as error:
+                done.add(_assign(value, dotted.split("."), _plain_value(raw)))
+            except (yaml.YAMLError, ValueError, RecursionError) as error:
                 faults.append(Fault(f"{raw!r} is not YAML: {_problem(error)}", dotted, "--set"))
-                continue
-            parts: list[str | int] = [int(p) if p.isdigit() else p for p in dotted.split(".")]
-            here: Any = value
-            for i, part in enumerate(parts):
-                fits = (isinstance(here, dict) and isinstance(part, str)) or (
-                    isinstance(here, list) and isinstance(part, int) and part < len(here)
-                )
-                if not fits:
-                    kind = f"a list of {len(here)}" if isinstance(here, list) else f"{here!r}"
-                    above = show_key(tuple(parts[:i])) or "the top"
-                    faults.append(
-                        Fault(
-                            f"no place for {part!r}: {above} is {kind}",
-                            dotted,
-                            "--set",
-                            help="paths look like stages.0.distill.epochs",
-                        )
-                    )
-                    break
-                if i == len(parts) - 1:
-                    here[part] = new
-                elif isinstance(here, dict):
-                    if here.get(part) is None:
-                        here[part] = {}
-                    here = here[part]
-                else:
-                    here = here[part]
+            except LookupError as error:
+                help = "paths look like stages.0.distill.epochs"
+                faults.append(Fault(str(error.args[0]), dotted, "--set", help=help))
         if faults:
             raise InputError(faults)
-        return replace(self, value=value)
+        return replace(self, value=value, overridden=frozenset(done))
+
+
+def _assign(value: Any, parts: list[str], new: Any) -> KeyPath:
+    """Sets the value at `parts`, in place, making mappings on the way. Raises LookupError where there is no place."""
+    path: KeyPath = ()
+    here = value
+    for i, part in enumerate(parts):
+        key: str | int
+        if isinstance(here, dict) and part:
+            key = part
+        elif isinstance(here, list) and part.isdecimal() and int(part) < len(here):
+            key = int(part)
+        else:
+            kind = f"a list of {len(here)}" if isinstance(here, list) else "a mapping"
+            kind = kind if isinstance(here, (list, dict)) else repr(here)
+            raise LookupError(f"no place for {part!r}: {show_key(path) or 'the top'} is {kind}")
+        path = (*path, key)
+        if i == len(parts) - 1:
+            here[key] = new
+        elif isinstance(here, dict) and here.get(key) is None:
+            here[key] = {}
+        here = here[key]
+    return path
 
 
 def _copy(value: Any) -> Any:
@@ -112,12 +121,12 @@ def _copy(value: Any) -> Any:
     return [_copy(v) for v in value] if isinstance(value, list) else value
 
 
-def _problem(error: yaml.YAMLError) -> str:
-    return getattr(error, "problem", None) or str(error).splitlines()[0]
-
-
-def read(path: Path | str) -> Document:
+def read(path: Path | str, *, kind: str = "recipe", start: str = _RECIPE) -> Document:
     """Reads and parses a file.
+
+    Args:
+        kind: what the file is, for the help text.
+        start: how to get such a file, for the help text.
 
     Raises:
         InputError: the file is missing, is no UTF-8 text, or does not parse.
@@ -127,64 +136,133 @@ def read(path: Path | str) -> Document:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        help = nearest(path.name, near) if near else "give the path of a recipe file; `attar new NAME` writes one"
+        help = nearest(path.name, near) if near else f"give the path of a {kind} file; {start}"
         raise InputError(Fault("no such file", file=str(path), help=help)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(Fault(f"cannot be read: {error}", file=str(path))) from None
-    return parse(text, str(path))
+    except UnicodeDecodeError as error:
+        what = f"is no UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
+        raise InputError(Fault(what, file=str(path), help=f"give the path of a {kind} file")) from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        what = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise InputError(Fault(what, file=str(path), help=f"give the path of a {kind} file")) from None
+    return parse(text, str(path), start=start)
 
 
-def parse(text: str, file: str) -> Document:
+def parse(text: str, file: str, *, start: str = _RECIPE) -> Document:
     """Parses YAML text; see `read`."""
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        lines: dict[KeyPath, int] = {}
-        faults: list[Fault] = []
+        node = _compose(text)
+        walk = _Walk(Document(file, text, None, {}))
         if node is not None:
-            _walk(node, (), lines, faults, Document(file, text, None, lines))
-        if faults:
-            raise InputError(faults)
-        value = None if node is None else loader.construct_document(node)
+            walk(node, ())
+        if walk.faults:
+            raise InputError(walk.faults)
+        value = None if node is None else _Loader("").construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 0
-        shown = text.splitlines()[line - 1] if 0 < line <= len(text.splitlines()) else ""
-        what = f"is not YAML: {_problem(error) if isinstance(error, yaml.YAMLError) else error}"
-        raise InputError(
-            Fault(what, file=file, line=line, text=shown, help="check indentation, colons and quotes")
-        ) from None
+        what, help = f"is not YAML: {_problem(error)}", "check indentation, colons and quotes"
+        raise InputError(Fault(what, file=file, line=line, text=_line(text, line), help=help)) from None
+    if not isinstance(value, dict):
+        kinds = {list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false"}
+        got = "is empty" if value is None else f"holds {kinds[type(value)]}, where keys are expected"
+        raise InputError(Fault(got, file=file, help=start))
+    return Document(file, text, value, walk.lines)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, with YAML 1.2's core rules for scalars."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012  PyYAML's own way to hold them
+
+
+_TAG = "tag:yaml.org,2002:"
+for _name, _first, _pattern in (
+    ("null", ["~", "n", "N", ""], r"~|null|Null|NULL|"),
+    ("bool", list("tTfF"), r"true|True|TRUE|false|False|FALSE"),
+    ("int", list("-+0123456789"), r"[-+]?(0|[1-9][0-9]*)"),
+    ("float", list("-+.0123456789"), r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"),
+    ("float", list("-+."), r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    ("merge", ["<"], r"<<"),
+):
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def _compose(text: str) -> yaml.Node | None:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_node()
     finally:
         loader.dispose()
-    if not isinstance(value, dict):
-        got = "is empty" if value is None else f"holds a {type(value).__name__}, where keys are expected"
-        raise InputError(Fault(got, file=file, help="`attar new NAME` writes a recipe to start from"))
-    return Document(file, text, value, lines)
 
 
-def _walk(
-    node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], faults: list[Fault], doc: Document, depth: int = 0
-) -> None:
-    if depth > 50:
-        raise ValueError("nested more than 50 levels deep, or an alias that holds itself")
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else str(key.value)
-            at = (*path, name)
-            if at in lines:
-                faults.append(
-                    doc.fault(at, f"is given twice (also at line {key.start_mark.line + 1})", "keep one of the two")
-                )
-            lines[at] = key.start_mark.line + 1
-            _walk(value, at, lines, faults, doc, depth + 1)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, item in enumerate(node.value):
-            lines[(*path, i)] = item.start_mark.line + 1
-            _walk(item, (*path, i), lines, faults, doc, depth + 1)
+def _plain_value(raw: str) -> Any:
+    node = _compose(raw)
+    if node is None:
+        return None
+    walk = _Walk(Document("", raw, None, {}))
+    walk(node, ())
+    if walk.faults:
+        raise ValueError(walk.faults[0].what)
+    return _Loader("").construct_document(node)
 
 
-def validate(doc: Document, model: type[M], value: Any = None, at: KeyPath = (), command: str = "") -> M:
+class _Walk:
+    """Visits every node of a parsed text: notes the lines of keys, and what is wrong with the keys themselves."""
+
+    def __init__(self, doc: Document) -> None:
+        self.lines: dict[KeyPath, int] = {}
+        self.doc = replace(doc, lines=self.lines)
+        self.faults: list[Fault] = []
+
+    def __call__(self, node: yaml.Node, path: KeyPath) -> None:
+        if len(path) > 50:
+            raise ValueError("nested more than 50 levels deep, or an alias that holds itself")
+        if len(self.lines) > 100_000:
+            raise ValueError("more than 100000 values, aliases counted each time")
+        name = node.tag.removeprefix(_TAG)
+        if name not in {"map", "seq", "str", "int", "float", "bool", "null"}:
+            tag = node.tag.replace(_TAG, "!!")
+            line = node.start_mark.line + 1
+            what, help = f"has the tag {tag}", "only plain text, numbers, lists and keys are read"
+            self.faults.append(Fault(what, show_key(path), self.doc.file, line, _line(self.doc.text, line), help))
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                self._pair(key, value, path)
+        elif isinstance(node, yaml.SequenceNode):
+            for i, item in enumerate(node.value):
+                self.lines[(*path, i)] = item.start_mark.line + 1
+                self(item, (*path, i))
+
+    def _pair(self, key: yaml.Node, value: yaml.Node, path: KeyPath) -> None:
+        line, at = key.start_mark.line + 1, (*path, key.value if isinstance(key, yaml.ScalarNode) else "?")
+        if at in self.lines:
+            self.faults.append(self.doc.fault(at, f"is given twice (also at line {line})", "keep one of the two"))
+            return
+        self.lines[at] = line
+        if key.tag not in (_TAG + "str", _TAG + "merge"):
+            self.faults.append(self.doc.fault(at, "is no text, as keys must be", "put the key in quotes"))
+        self(value, at)
+
+
+def _line(text: str, line: int) -> str:
+    lines = text.splitlines()
+    return lines[line - 1] if 0 < line <= len(lines) else ""
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"the character {hex(error.character)} at position {error.position} is not allowed"
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    problem: str = getattr(error, "problem", None) or str(error).splitlines()[0]
+    context: str = getattr(error, "context", None) or ""
+    return f"{context}, {problem}" if problem.startswith("but ") else problem
+
+
+def validate(doc: Document, model: type[M], value: Any = _WHOLE, at: KeyPath = (), command: str = "") -> M:
     """Checks the document (or the part `value` of it, which stands at `at`) against a pydantic model.
+
+    Types are taken as they are written: `true` is no number, `"5"` is no number, 5 is no text.
 
     Args:
         command: the command that lists the keys, for the help text.
@@ -192,90 +270,25 @@ def validate(doc: Document, model: type[M], value: Any = None, at: KeyPath = (),
     Raises:
         InputError: all faults of this part, each with its line.
     """
+    value = doc.value if value is _WHOLE else value
     try:
-        return model.model_validate(doc.value if value is None else value)
+        return model.model_validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        raise InputError(faults_of(error, doc, model, at, command)) from None
+        raise InputError(faults_of(error, doc, model, at, command, value)) from None
 
 
 def faults_of(
-    error: ValidationError, doc: Document, model: type[BaseModel], at: KeyPath = (), command: str = ""
+    error: ValidationError,
+    doc: Document,
+    model: type[BaseModel],
+    at: KeyPath = (),
+    command: str = "",
+    value: Any = _WHOLE,
 ) -> list[Fault]:
-    """Pydantic's complaints, in attar's shape and words."""
-    return [doc.fault((*at, *d["loc"]), *_words(d, model, command)) for d in error.errors(include_url=False)]
-
-
-def _words(details: ErrorDetails, model: type[BaseModel], command: str) -> tuple[str, str]:
-    """(what, help) of one complaint."""
-    got, context, kind = details["input"], details.get("ctx", {}), details["type"]
-    field = _field(model, details["loc"])
-    help = field.description if field is not None and field.description else ""
-    if command:
-        help = f"{help}; see `{command}`" if help else f"see `{command}`"
-    if kind == "extra_forbidden":
-        owner = _owner(model, details["loc"])
-        return "unknown key", nearest(str(details["loc"][-1]), owner.model_fields if owner else (), command=command)
-    if kind == "missing":
-        return "is required and missing", help
-    if kind == "value_error":
-        return f"{context.get('error', details['msg'])}", help
-    bounds = [
-        f"{word} {limit:g}"
-        for key, word in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"))
-        if (limit := _bound(field, key)) is not None
+    """Pydantic's complaints about `value` (by default the whole document), in attar's words, in the file's order."""
+    value = doc.value if value is _WHOLE else value
+    found = [
+        doc.fault((*at, *place(d["loc"], value, d["type"])), *words(d, model, command))
+        for d in error.errors(include_url=False)
     ]
-    if bounds and kind in {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}:
-        return f"{got!r} must be {' and '.join(bounds)}", help
-    if kind == "literal_error":
-        return f"{got!r} must be one of {context.get('expected', '')}", help
-    message = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{got!r} must be {message}" if message != details["msg"] else f"{got!r}: {message}", help
-
-
-def _bound(field: Any, key: str) -> float | None:
-    if field is None:
-        return None
-    stack = [*field.metadata, *_annotated(field.annotation)]
-    for item in stack:
-        found = getattr(item, key, None)
-        if isinstance(found, (int, float)):
-            return found
-    return None
-
-
-def _annotated(annotation: Any) -> list[Any]:
-    """Metadata inside `Annotated[float, Field(gt=0)] | None`."""
-    found: list[Any] = []
-    for arg in getattr(annotation, "__args__", ()):
-        for item in getattr(arg, "__metadata__", ()):
-            found += getattr(item, "metadata", [item])
-    return found
-
-
-def _owner(model: type[BaseModel], loc: KeyPath) -> type[BaseModel] | None:
-    """The model that should hold the last key of `loc`."""
-    here: Any = model
-    for part in loc[:-1]:
-        if isinstance(part, int):
-            continue
-        field = here.model_fields.get(part) if isinstance(here, type) and issubclass(here, BaseModel) else None
-        here = _model_in(field.annotation) if field is not None else None
-        if here is None:
-            return None
-    return here  # type: ignore[no-any-return]
-
-
-def _field(model: type[BaseModel], loc: KeyPath) -> Any:
-    names = tuple(part for part in loc if isinstance(part, str))
-    owner = _owner(model, names) if names else None
-    return owner.model_fields.get(names[-1]) if owner is not None else None
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model inside `M`, `M | None`, `tuple[M, ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for arg in getattr(annotation, "__args__", ()):
-        if (found := _model_in(arg)) is not None:
-            return found
-    return None
+    return sorted(dict.fromkeys(found), key=lambda fault: fault.line)

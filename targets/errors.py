@@ -80,7 +80,7 @@ def nearest(word: str, known: Iterable[str], *, command: str = "") -> str:
     if close:
         hint = "did you mean " + " or ".join(repr(c) for c in close) + "?"
     elif len(known) <= 12:
-        hint = "known: " + ", ".join(known)
+        hint = f"known: {', '.join(known)}." if known else "none is known."
     else:
-        hint = f"{len(known)} are known"
+        hint = f"{len(known)} are known."
     return f"{hint} See `{command}`" if command else hint

@@ -1,0 +1,216 @@
+"""What a run leaves behind: the folder that `attar run` writes.
+
+    <out>/report.html  report.json  report.md        the verdict and all that led to it
+    <out>/recipe.lock                                every step's key, settings, digests, library versions
+    <out>/events.jsonl                               what happened, in order
+    <out>/<target>/model.onnx                        the artifact, if the verdict is met
+    <out>/<target>/manifest.json                     digests, lineage, budget, verdict, tool versions
+    <out>/<target>/measurements.json                 raw samples and the environment they were taken in
+    <out>/<target>/not-shipped/...                   the same three for the nearest miss, if it is not met
+
+The folder is built beside (`<out>.partial`) and swapped in whole, so the report and the artifact always belong together,
+and what an earlier run left stays until a new one is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline import digests
+from pipeline.plan import Plan
+from pipeline.recipe import Recipe
+from pipeline.report import html, markdown
+from pipeline.report.model import CandidateRow, CheckRow, Number, Report, StepRow, TargetRow
+from pipeline.runner import Outcome, Runner
+from pipeline.store import write_atomically
+from pipeline.validate import BASELINE
+from targets import artifact
+from targets.budget import Measurement, worst
+from targets.errors import InputError
+
+__all__ = ["failed", "prepare", "report_of", "swap_in", "write"]
+
+_LIBRARIES = ("attar", "numpy", "onnx", "onnxruntime", "onnxscript", "torch", "torch-pruning", "neural-compressor")
+
+
+def prepare(out: Path) -> Path:
+    """The empty folder beside `out` that takes the new files.
+
+    Raises:
+        InputError: `out` exists and is not a folder that a run wrote; it will not be replaced.
+    """
+    if out.exists() and not (out.is_dir() and ((out / "report.json").is_file() or not any(out.iterdir()))):
+        raise InputError(f"{out} exists and was not written by attar", help="give another folder with --out")
+    partial = out.parent / f"{out.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def swap_in(partial: Path, out: Path) -> None:
+    """Puts the finished folder in the place of the old one."""
+    old = out.parent / f"{out.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def report_of(runner: Runner, outcomes: Iterable[Outcome], recipe_text: str, seconds: float) -> Report:
+    """The report of a finished run."""
+    targets, candidates = [], []
+    for outcome in outcomes:
+        targets.append(_target_row(outcome))
+        for ranked in outcome.choice.ranked:
+            key = outcome.goal.candidates[ranked.name]
+            candidates.append(
+                CandidateRow(
+                    target=outcome.goal.target.name,
+                    name=ranked.name,
+                    chosen=ranked.name == outcome.choice.chosen,
+                    verdict=ranked.verdict,
+                    reason=ranked.reason,
+                    measured=_numbers(outcome.measured[ranked.name]),
+                    sha256=runner.entry(key).files["model.onnx"],
+                    lineage=tuple(step.title for step in runner.plan.lineage(key)),
+                )
+            )
+    data = next((step.entry.values["data"] for step in runner.done if "data" in step.entry.values), {})
+    return Report(
+        attar=version("attar"),
+        name=runner.recipe.name,
+        verdict=worst(row.verdict for row in targets),
+        recipe=_recipe(runner.recipe, recipe_text),
+        data=data,
+        targets=tuple(targets),
+        candidates=tuple(candidates),
+        steps=_step_rows(runner),
+        seconds=seconds,
+        frame_seconds=max(0.0, seconds - runner.busy_seconds),
+        libraries=digests.of_libraries(_LIBRARIES),
+    )
+
+
+def failed(runner: Runner, error: str, recipe_text: str, seconds: float) -> Report:
+    """The report of a run that broke: what was finished, and the error."""
+    return report_of(runner, (), recipe_text, seconds).model_copy(update={"verdict": "failed", "error": error})
+
+
+def write(folder: Path, report: Report, runner: Runner, outcomes: Iterable[Outcome]) -> None:
+    """Writes everything but the event log into `folder`."""
+    for outcome, row in zip(outcomes, report.targets, strict=True):
+        _write_target(folder, report, row, runner, outcome)
+    lock = {
+        "version": 1,
+        "recipe": report.recipe,
+        "libraries": report.libraries,
+        "steps": _lock(runner.plan, runner),
+    }
+    write_atomically(folder / "recipe.lock", _json(lock))
+    write_report(folder, report)
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Writes the report in its three forms."""
+    write_atomically(folder / "report.html", html.render(report).encode())
+    write_atomically(folder / "report.md", markdown.render(report).encode())
+    write_atomically(folder / "report.json", _json(report.model_dump(mode="json")))
+
+
+def _write_target(folder: Path, report: Report, row: TargetRow, runner: Runner, outcome: Outcome) -> None:
+    """The artifact with its manifest and measurements; the manifest is written last."""
+    into = folder / (row.artifact or f"{row.target}/not-shipped")
+    into.mkdir(parents=True)
+    key = outcome.goal.candidates[outcome.choice.chosen]
+    write_atomically(into / "model.onnx", runner.store.read(runner.entry(key), "model.onnx"))
+    measurements = {"models": {n: _dump(m) for n, m in outcome.measured.items()}, "raw": outcome.raw}
+    write_atomically(into / "measurements.json", _json(measurements))
+    found = artifact.load(into / "model.onnx")
+    manifest = {
+        "version": 1,
+        "attar": report.attar,
+        "verdict": row.verdict,
+        "shipped": bool(row.artifact),
+        "target": outcome.goal.target.model_dump(mode="json"),
+        "checks": [check.model_dump(mode="json") for check in row.checks],
+        "model": {**asdict(found), "path": "model.onnx"},
+        "files": {name: digests.of_file(into / name) for name in ("measurements.json", "model.onnx")},
+        "candidate": outcome.choice.chosen,
+        "lineage": [_lock_step(step, runner) for step in runner.plan.lineage(key)],
+        "recipe": report.recipe,
+        "data": report.data,
+        "libraries": report.libraries,
+    }
+    write_atomically(into / "manifest.json", _json(manifest))
+
+
+def _target_row(outcome: Outcome) -> TargetRow:
+    target = outcome.goal.target
+    verdict = worst(check.verdict for check in outcome.checks)
+    return TargetRow(
+        target=target.name,
+        summary=target.summary,
+        verdict=verdict,
+        chosen=outcome.choice.chosen,
+        artifact=target.name if verdict == "met" else "",
+        checks=tuple(CheckRow(**asdict(check)) for check in outcome.checks),
+        test=_numbers(outcome.test),
+        baseline=_numbers(outcome.measured[BASELINE]),
+        merge=dict(outcome.merge) if outcome.merge else None,
+        environment=dict(outcome.raw["environment"]),
+    )
+
+
+def _step_rows(runner: Runner) -> tuple[StepRow, ...]:
+    return tuple(
+        StepRow(
+            key=step.key,
+            title=step.title,
+            stage=step.stage,
+            stored=step.stored,
+            seconds=step.seconds,
+            changed=step.entry.values.get("changed", True),
+            notes=tuple(step.entry.values.get("notes", ())),
+            metrics=step.entry.values.get("metrics", {}),
+        )
+        for step in runner.done
+    )
+
+
+def _recipe(recipe: Recipe, text: str) -> dict[str, Any]:
+    settings = recipe.model_dump(mode="json")
+    return {"name": recipe.name, "digest": digests.of_json(settings), "text": text}
+
+
+def _lock(plan: Plan, runner: Runner) -> list[dict[str, Any]]:
+    return [_lock_step(step, runner) for step in plan.steps]
+
+
+def _lock_step(step: Any, runner: Runner) -> dict[str, Any]:
+    return {
+        "title": step.title,
+        "stage": step.stage,
+        "key": step.key,
+        "parents": list(step.parents),
+        "config": step.config.model_dump(mode="json") if step.config else None,
+        "files": dict(runner.entry(step.key).files),
+    }
+
+
+def _dump(measured: Mapping[str, Measurement]) -> dict[str, Any]:
+    return {name: asdict(value) for name, value in measured.items()}
+
+
+def _numbers(measured: Mapping[str, Measurement]) -> dict[str, Number]:
+    return {name: Number(**{k: v for k, v in asdict(m).items() if k != "metric"}) for name, m in measured.items()}
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

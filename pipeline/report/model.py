@@ -1,0 +1,101 @@
+"""The report of one run, as data. Everything that is shown (terminal, JSON, Markdown, HTML) is made from this alone."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from targets.budget import Verdict
+from targets.documents import Frozen
+
+__all__ = ["CandidateRow", "CheckRow", "Number", "Report", "StepRow", "TargetRow"]
+
+
+class Number(Frozen):
+    """A measurement as it is written: the value, its interval, and what stands behind it."""
+
+    value: float
+    low: float
+    high: float
+    samples: int
+    instrument: str
+
+
+class CheckRow(Frozen):
+    """One limit of the budget and whether it holds."""
+
+    metric: str
+    limit: float
+    value: float | None
+    low: float | None
+    high: float | None
+    verdict: Verdict
+    note: str = ""
+
+
+class CandidateRow(Frozen):
+    """One candidate on one target: chosen or not, and why. Accuracy is on the validation split."""
+
+    target: str
+    name: str
+    chosen: bool
+    verdict: Verdict
+    reason: str
+    measured: dict[str, Number]
+    sha256: str
+    lineage: tuple[str, ...] = ()
+
+
+class TargetRow(Frozen):
+    """The verdict on one target. Accuracy in `checks` and in `test` is on the test split.
+
+    `artifact` is the folder of the shipped model, relative to the report; empty when nothing was shipped.
+    """
+
+    target: str
+    summary: str
+    verdict: Verdict
+    chosen: str
+    artifact: str
+    checks: tuple[CheckRow, ...]
+    test: dict[str, Number]
+    baseline: dict[str, Number]
+    merge: dict[str, Any] | None
+    environment: dict[str, Any]
+
+
+class StepRow(Frozen):
+    """What one step cost and changed. `seconds` is what it took when it was computed, be it in an earlier run."""
+
+    key: str
+    title: str
+    stage: str
+    stored: bool
+    seconds: float
+    changed: bool
+    notes: tuple[str, ...] = ()
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class Report(Frozen):
+    """One run, whole. The verdict is the worst of its targets'."""
+
+    version: Literal[1] = 1
+    attar: str
+    name: str
+    verdict: Verdict
+    error: str = ""
+    recipe: dict[str, Any]
+    data: dict[str, Any]
+    targets: tuple[TargetRow, ...]
+    candidates: tuple[CandidateRow, ...]
+    steps: tuple[StepRow, ...]
+    seconds: float
+    frame_seconds: float
+    libraries: dict[str, str]
+
+    @property
+    def frame_share(self) -> float:
+        """Share of the run that was not training, calibration, export or measuring."""
+        return self.frame_seconds / self.seconds if self.seconds else 0.0

@@ -1,0 +1,251 @@
+"""The loop that runs a plan.
+
+    for each step of the plan, parents first:
+        in the store?   say so
+        else            lock it, look again, compute it in a fresh folder, store it
+    for each target:
+        measure         all candidates and the float teacher, in turns          } steps like any other:
+        choose          on validation, by the budget                            } keyed and stored
+        verdict         accuracy of the chosen one on test, once                }
+    report
+
+A kill loses at most the step in hand, and of a training only the epoch in hand. A step that fails is not stored.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from targets.measure import identity
+
+from pipeline import digests, sources, validate
+from pipeline.choose import Choice, choose
+from pipeline.events import Events
+from pipeline.plan import Goal, Plan, PlannedStep
+from pipeline.recipe import Recipe
+from pipeline.store import Entry, Store
+from stages import STAGES
+from stages.base import Candidate, Context, perform
+from stages.data import Splits
+from targets.budget import Check, Measurement, judge
+from targets.errors import AttarError, StageError
+from targets.target import Target, facts
+
+__all__ = ["Outcome", "Runner", "StepDone"]
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A finished step: where it is stored, and whether it was found there or computed now."""
+
+    key: str
+    title: str
+    stage: str
+    entry: Entry
+    stored: bool
+
+    @property
+    def seconds(self) -> float:
+        """What it took when it was computed."""
+        return float(self.entry.values["seconds"])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found on one target. `checks` are taken on test; `choice` was made on validation."""
+
+    goal: Goal
+    choice: Choice
+    measured: Mapping[str, Mapping[str, Measurement]]
+    raw: Mapping[str, Any]
+    merge: Mapping[str, Any] | None
+    test: Mapping[str, Measurement]
+    checks: tuple[Check, ...]
+
+
+@dataclass
+class Runner:
+    """Runs the plan of one recipe against one store.
+
+    Args:
+        base: the recipe's folder.
+        fresh: compute everything again, whatever is stored.
+    """
+
+    recipe: Recipe
+    base: Path
+    plan: Plan
+    store: Store
+    events: Events
+    fresh: bool = False
+    done: list[StepDone] = field(default_factory=list)
+    busy_seconds: float = 0.0
+
+    def run(self) -> list[Outcome]:
+        """Runs everything.
+
+        Raises:
+            InputError: data or model turn out to be unusable.
+            StageError, DeviceError: a step broke; `done` tells what had been finished.
+        """
+        started = time.monotonic()
+        self.events("run_started", steps=len(self.plan.steps) + 2 * len(self.plan.goals))
+        for step in self.plan.steps:
+            self._keyed(step.key, step.title, step.stage, partial(self._compute, step))
+        outcomes = [self._judge(goal) for goal in self.plan.goals]
+        self.busy_seconds = sum(step.seconds for step in self.done if not step.stored)
+        self.events("run_done", seconds=time.monotonic() - started)
+        return outcomes
+
+    @cached_property
+    def data(self) -> Splits:
+        """The three splits, loaded when the first step needs them."""
+        return sources.load_data(self.recipe.data, self.base, self.recipe.seed)
+
+    def candidate(self, key: str) -> Candidate:
+        """The outcome of a finished step, as files of this run's own."""
+        return Candidate.load(self.store.checkout(self.entry(key)))
+
+    def entry(self, key: str) -> Entry:
+        """The store's record of a finished step."""
+        return next(step.entry for step in self.done if step.key == key)
+
+    def _keyed(self, key: str, title: str, stage: str, compute: Callable[[Path, Path], Mapping[str, Any]]) -> Entry:
+        """Finds the step in the store, or computes and stores it."""
+        entry = None if self.fresh else self.store.find(key)
+        stored = entry is not None
+        if entry is None:
+            with self.store.lock(key, lambda: self.events("waiting", title)):
+                entry = None if self.fresh else self.store.find(key)  # another run may have just made it
+                stored = entry is not None
+                if entry is None:
+                    entry = self._computed(key, title, compute)
+        if stored:
+            self.events("step_stored", title)
+        self.done.append(StepDone(key, title, stage, entry, stored))
+        return entry
+
+    def _computed(self, key: str, title: str, compute: Callable[[Path, Path], Mapping[str, Any]]) -> Entry:
+        self.events("step_started", title)
+        started = time.monotonic()
+        try:
+            out = self.store.fresh()
+            values = compute(out, self.store.scratch(key))
+            seconds = time.monotonic() - started
+            entry = self.store.put(key, out, {**values, "seconds": seconds})
+        except AttarError as error:
+            self.events("step_failed", title, error=str(error))
+            raise
+        except OSError as error:
+            self.events("step_failed", title, error=str(error))
+            raise StageError(
+                f"{title}: {error.strerror or error} ({error.filename or self.store.root}); nothing that was finished "
+                "is lost: make room or mend the path, then give the same command again"
+            ) from error
+        self.events("step_done", title, seconds=seconds)
+        return entry
+
+    def _compute(self, step: PlannedStep, out: Path, scratch: Path) -> dict[str, Any]:
+        """Runs one stage in its frame."""
+        seen = STAGES[step.stage].sees if step.target else ()
+        context = Context(
+            data=self.data,
+            out=out,
+            scratch=scratch,
+            seed=self.recipe.seed,
+            teacher=self.candidate(step.parents[1]) if len(step.parents) > 1 else None,
+            target=_only(step.target, seen) if step.target else None,
+            say=lambda text: self.events("note", step.title, text=text),
+            progress=lambda share, what: self.events("progress", step.title, share=share, what=what),
+        )
+        if step.kind == "teacher":
+            made = self._teacher(context)
+        else:
+            assert step.config is not None
+            made = perform(STAGES[step.stage], self.candidate(step.parents[0]), step.config, context)
+        last = made.steps[-1]
+        for note in last.notes:
+            context.say(note)
+        done = {"changed": last.changed, "notes": list(last.notes), "metrics": dict(last.metrics)}
+        return done if step.parents else {**done, "data": self._data_summary()}
+
+    def _data_summary(self) -> dict[str, Any]:
+        """What the report and the manifest say about the data; kept with the first step, so that a run in which
+        everything is stored need not load any."""
+        data = self.data
+        return {
+            "source": self.recipe.data.source,
+            "digest": data.digest,
+            "examples": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
+            "classes": list(data.classes),
+            "preprocessing": data.train.preprocessing.model_dump(mode="json"),
+        }
+
+    def _teacher(self, context: Context) -> Candidate:
+        model = self.recipe.model
+        origin = sources.origin(model, self.base)
+        if model.form == "onnx":
+            from stages.graph import from_onnx
+
+            made = from_onnx(self.base / model.source, context.data, context.out)
+            made.save(context.out)
+            return made
+        from stages.teacher import teach  # wakes torch
+
+        return teach(origin, self.base / model.weights if model.weights else None, model.train, context)
+
+    def _judge(self, goal: Goal) -> Outcome:
+        """Measures, chooses and takes the verdict on one target."""
+        target = goal.target
+        ends = {validate.BASELINE: goal.baseline, **goal.candidates}
+        common = {
+            "target": facts(target, ("device", "runtime", "meter")),
+            "machine": identity(target),
+            "data": self.plan.data,
+            "seed": self.recipe.seed,
+            "code": digests.of_code("pipeline.validate"),
+            "libraries": digests.of_libraries(("numpy", "onnxruntime")),
+        }
+
+        def measure(out: Path, _scratch: Path) -> dict[str, Any]:
+            title = f"measure on {target.name}"
+            models = {name: self._onnx(key) for name, key in ends.items()}
+            found = validate.on_validation(
+                target, models, self.data.validation, lambda text: self.events("note", title, text=text)
+            )
+            (out / "measured.json").write_text(json.dumps(found), encoding="utf-8")
+            return {}
+
+        key = digests.of_json({"stage": "measure", "parents": ends, **common})
+        entry = self._keyed(key, f"measure on {target.name}", "measure", measure)
+        found = json.loads(self.store.read(entry, "measured.json"))
+        measured = {name: validate.read(values) for name, values in found["models"].items()}
+        choice = choose({name: measured[name] for name in goal.candidates}, target.budget)
+
+        def verdict(_out: Path, _scratch: Path) -> dict[str, Any]:
+            baseline, chosen = self._onnx(goal.baseline), self._onnx(goal.candidates[choice.chosen])
+            return {"test": validate.on_test(target, baseline, chosen, self.data.test)}
+
+        parents = [goal.baseline, goal.candidates[choice.chosen]]
+        key = digests.of_json({"stage": "verdict", "parents": parents, **common})
+        entry = self._keyed(key, f"verdict on {target.name}", "verdict", verdict)
+        test = validate.read(entry.values["test"])
+        on_target = {**measured[choice.chosen], "accuracy_drop_points": test["accuracy_drop_points"]}
+        checks = judge(target.budget, on_target)
+        return Outcome(goal, choice, measured, found["raw"], found["merge"], test, checks)
+
+    def _onnx(self, key: str) -> Path:
+        path = self.candidate(key).onnx
+        assert path is not None, "a chain ends in an ONNX file: the recipe's check holds this"
+        return path
+
+
+def _only(target: Target, fields: tuple[str, ...]) -> Target:
+    """The target reduced to what a stage declared to look at: it can not look at anything that is not in its key."""
+    return Target(name="", **{name: getattr(target, name) for name in fields})
