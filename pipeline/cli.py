@@ -29,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,  # rich takes longer to wake than everything else that --help needs
 )
 targets_app = typer.Typer(help="List the shipped targets, show one, or propose one for this machine.")
 stages_app = typer.Typer(help="List the stages, or show what one can be told.")
@@ -77,9 +78,10 @@ def run(
 ) -> None:
     """Run a recipe end to end and judge what comes out against its budget."""
     from pipeline import output
+    from pipeline.code import importable
     from pipeline.events import Events, log_to
     from pipeline.plan import plan as lay_out
-    from pipeline.preflight import importable, preflight
+    from pipeline.preflight import preflight
     from pipeline.report.progress import progress
     from pipeline.report.terminal import print_report
     from pipeline.runner import Runner
@@ -209,7 +211,7 @@ def doctor() -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from pipeline.recipe import schema_text
+    from pipeline.schema import schema_text
 
     sys.stdout.write(schema_text())
 

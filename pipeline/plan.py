@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import digests, sources
+from pipeline import data_sources, digests, sources
 from pipeline.recipe import Recipe, StageCall
 from stages import STAGES
 from stages.base import Stage
@@ -95,7 +95,7 @@ class _Planner:
     def __init__(self, recipe: Recipe, base: Path) -> None:
         self.recipe, self.base = recipe, base
         self.steps: dict[str, PlannedStep] = {}
-        self.data = sources.data_digest(recipe.data, base)
+        self.data = data_sources.data_digest(recipe.data, base)
         self.form: Literal["torch", "onnx"] = recipe.model.form
 
     def plan(self) -> Plan:

@@ -5,15 +5,15 @@ Builds the untrained networks (no data, no training). Runs before the first step
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.code import importable
 from pipeline.recipe import Recipe
 from stages import STAGES
+from stages.base import Origin
 from stages.settings import DistillConfig, PruneConfig
 from targets.documents import Document, KeyPath
 from targets.errors import Fault, InputError
@@ -21,7 +21,7 @@ from targets.errors import Fault, InputError
 if TYPE_CHECKING:
     from torch.nn import Module
 
-__all__ = ["importable", "preflight"]
+__all__ = ["preflight"]
 
 # extra -> an import that stands for it
 _EXTRAS = {"compress": "torch"}
@@ -46,16 +46,6 @@ def preflight(recipe: Recipe, document: Document) -> None:
         raise InputError(faults)
 
 
-@contextmanager
-def importable(folder: Path) -> Iterator[None]:
-    """Makes modules beside a recipe importable."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-
-
 def _faults(recipe: Recipe, document: Document) -> Iterator[Fault]:
     teacher, fault = _built(recipe.model.source, recipe.model.args, document, ("model",))
     if fault:
@@ -75,17 +65,13 @@ def _faults(recipe: Recipe, document: Document) -> Iterator[Fault]:
 
 
 def _built(source: str, args: dict[str, object], document: Document, at: KeyPath) -> tuple[Module | None, Fault | None]:
-    """The untrained network, or what went wrong in the user's own code."""
-    from stages.network import resolve
+    """The untrained network, or why there is none."""
+    from stages.network import construct
 
     try:
-        return resolve(source)(**args), None
+        return construct(Origin(source, args)), None
     except InputError as error:
         return None, document.fault((*at, "source"), error.faults[0].what, error.faults[0].help)
-    except Exception as error:  # whatever a user's function raises is about the recipe, not about attar
-        what = f"{source} called with {args} raised {type(error).__name__}: {error}"
-        help = "the function must return a torch network"
-        return None, document.fault((*at, "args" if args else "source"), what, help)
 
 
 def _unmatched(network: Module | None, patterns: tuple[str, ...], document: Document, at: KeyPath) -> Iterator[Fault]:

@@ -22,19 +22,19 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from targets.measure import identity
-
 from pipeline import digests, sources, validate
 from pipeline.choose import Choice, choose
 from pipeline.events import Events
 from pipeline.plan import Goal, Plan, PlannedStep
 from pipeline.recipe import Recipe
+from pipeline.splits import load_data
 from pipeline.store import Entry, Store
 from stages import STAGES
 from stages.base import Candidate, Context, perform
 from stages.data import Splits
 from targets.budget import Check, Measurement, judge
 from targets.errors import AttarError, StageError
+from targets.measure import identity
 from targets.target import Target, facts
 
 __all__ = ["Outcome", "Runner", "StepDone"]
@@ -106,7 +106,7 @@ class Runner:
     @cached_property
     def data(self) -> Splits:
         """The three splits, loaded when the first step needs them."""
-        return sources.load_data(self.recipe.data, self.base, self.recipe.seed)
+        return load_data(self.recipe.data, self.base, self.recipe.seed)
 
     def candidate(self, key: str) -> Candidate:
         """The outcome of a finished step, as files of this run's own."""

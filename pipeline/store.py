@@ -21,7 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +108,11 @@ class Store:
             blob = self._blob(sha)
             if not (blob.is_file() and digests.of_file(blob) == sha):
                 write_atomically(blob, data)
-        record = {"key": key, "files": files, "values": dict(values or {})}
-        write_atomically(self.root / "steps" / f"{key}.json", json.dumps(record, sort_keys=True, indent=1).encode())
+        entry = Entry(key, files, dict(values or {}))
+        record = json.dumps(asdict(entry), sort_keys=True, indent=1)
+        write_atomically(self.root / "steps" / f"{key}.json", record.encode())
         shutil.rmtree(self.root / "scratch" / key, ignore_errors=True)
-        return Entry(key, files, record["values"])
+        return entry
 
     def read(self, entry: Entry, name: str) -> bytes:
         """The bytes of one file of a finished step."""

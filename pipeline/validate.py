@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from targets.measure import accuracy, accuracy_drop, measure, measurements, outputs
 
 from stages.data import Split
 from targets.budget import Measurement
+from targets.measure import accuracy, accuracy_drop, measure, measurements, outputs
 from targets.target import Target
 
 __all__ = ["BASELINE", "on_test", "on_validation", "read"]
@@ -87,7 +87,7 @@ def _merge(
     names = [name for name in answers if name != BASELINE]
     if len(names) < 2:
         return None
-    mean = np.mean([_probabilities(answers[name]) for name in names], axis=0, dtype=np.float32)
+    mean = np.stack([_probabilities(answers[name]) for name in names]).mean(0)
     return {
         "of": names,
         "accuracy": asdict(accuracy(mean, labels, confidence)),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +13,19 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from stages.base import Candidate, Origin, Signature
 from stages.data import Splits
+from targets.artifact import Artifact, load
 from targets.errors import Fault, InputError, StageError
 
 __all__ = [
     "Tally",
+    "bring_weights",
     "from_onnx",
     "int8_form",
+    "name_nodes",
     "opset_of",
     "predict",
     "read",
@@ -58,30 +62,40 @@ def write(model: ModelProto, path: Path) -> None:
         raise StageError(f"the graph does not fit in one file: {_first_line(error)}") from error
 
 
+def bring_weights(candidate: Candidate, out: Path) -> Path | None:
+    """Copies the weights of the torch twin, if there is one, beside the ONNX file: a candidate's files lie together."""
+    return Path(shutil.copyfile(candidate.weights, out / candidate.weights.name)) if candidate.weights else None
+
+
 def strip(model: ModelProto) -> None:
     """Removes, in place, what exporters leave for people: it holds paths and stack traces of the machine it ran on, and
-    makes two files of the same network differ."""
-    del model.metadata_props[:]
+    makes two files of the same network differ. Also operator sets that no node uses."""
     model.doc_string = ""
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
-        del graph.metadata_props[:]
-        graph.doc_string = ""
-        constants = {tensor.name for tensor in graph.initializer}
-        kept = [info for info in graph.value_info if info.name not in constants]
-        del graph.value_info[:]
-        graph.value_info.extend(kept)
-        for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-            del part.metadata_props[:]
+    del model.metadata_props[:]
+    domains = {""}
+    for inner in _graphs(model.graph):
+        constants = {tensor.name for tensor in inner.initializer}
+        infos = [info for info in inner.value_info if info.name not in constants]
+        del inner.value_info[:]
+        inner.value_info.extend(infos)
+        domains |= {node.domain for node in inner.node}
+        for part in (inner, *inner.node, *inner.input, *inner.output, *inner.value_info, *inner.initializer):
             part.doc_string = ""
-        for node in graph.node:
-            graphs += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
-            graphs += [graph for attribute in node.attribute for graph in attribute.graphs]
-    used = {node.domain for node in model.graph.node} | {""} | {f.domain for f in model.functions}
-    opsets = [opset for opset in model.opset_import if opset.domain in used or (model.functions and opset.version)]
-    del model.opset_import[:]
-    model.opset_import.extend(opsets)
+            del part.metadata_props[:]
+    if not model.functions:
+        opsets = [opset for opset in model.opset_import if opset.domain in domains]
+        del model.opset_import[:]
+        model.opset_import.extend(opsets)
+
+
+def _graphs(top: GraphProto) -> Iterator[GraphProto]:
+    """A graph and those inside its If and Loop nodes."""
+    yield top
+    for node in top.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    yield from _graphs(inner)
 
 
 def rename(model: ModelProto, names: Mapping[str, str]) -> None:
@@ -101,6 +115,17 @@ def rename(model: ModelProto, names: Mapping[str, str]) -> None:
         node.output[:] = [new_names.get(name, name) for name in node.output]
     for part in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.name = new_names.get(part.name, part.name)
+
+
+def name_nodes(model: ModelProto) -> None:
+    """Names each node, in place, after the module whose weight it holds ("stem.0" for "stem.0.weight"), else after the
+    value that it makes."""
+    taken: set[str] = set()
+    for node in model.graph.node:
+        owners = [name.removesuffix(".weight") for name in node.input if name.endswith(".weight")]
+        candidates = [*owners, *filter(None, node.output)]
+        node.name = next((name for name in candidates if name not in taken), node.name)
+        taken.add(node.name)
 
 
 def opset_of(model: ModelProto) -> int:
@@ -130,17 +155,22 @@ class Tally:
 
 
 def tally(model: ModelProto) -> Tally:
-    """Counts a graph in QDQ form: a node is int8 if all floats that it reads come out of DequantizeLinear."""
+    """Counts a graph in QDQ form: a node is int8 if all floats that it reads come out of DequantizeLinear and all that
+    it makes go into QuantizeLinear. That is the unit that runtimes replace by an int8 kernel."""
     makers = {name: node.op_type for node in model.graph.node for name in node.output}
+    readers: dict[str, set[str]] = {value.name: {"the caller"} for value in model.graph.output}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
     floats = _float_values(model)
     int8, left = 0, Counter[str]()
     for node in model.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        reads, makes = floats.intersection(node.input), floats.intersection(node.output)
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") or not (reads or makes):
             continue
-        read_floats = [name for name in node.input if name in floats]
-        if not read_floats:
-            continue
-        if all(makers.get(name) == "DequantizeLinear" for name in read_floats):
+        if all(makers.get(name) == "DequantizeLinear" for name in reads) and all(
+            readers.get(name) == {"QuantizeLinear"} for name in makes
+        ):
             int8 += 1
         else:
             left[node.op_type] += 1
@@ -176,17 +206,20 @@ def watched(model: ModelProto, also: Sequence[str] | None = None) -> tuple[Model
     return copy, names
 
 
-def session(model: ModelProto | Path, threads: int = 1) -> Any:
-    """An onnxruntime session on the CPU. One thread by default: the same file then gives the same numbers everywhere.
+def session(model: ModelProto | Path, options: Any = None) -> Any:
+    """An onnxruntime session on one CPU thread: the same file gives the same numbers on every run.
+
+    Args:
+        options: `onnxruntime.SessionOptions` to start from.
 
     Raises:
         StageError: onnxruntime refuses the model.
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = threads
-    options.log_severity_level = 3  # errors are raised; warnings about unused initializers are not news
+    options = options or onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors are raised, and notes about unused constants are no news
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -214,118 +247,66 @@ def from_onnx(path: Path, splits: Splits, out: Path) -> Candidate:
     """A candidate from a user's .onnx file, which is copied byte for byte to `out/model.onnx`.
 
     Raises:
-        InputError: the file is missing, broken, not in one piece, or does not fit the data; all faults found.
+        InputError: the file is missing, unsafe or broken, or does not fit the data.
     """
-    model, data = _parse(path)
-    faults = list(_misfits(model, splits, str(path)))
+    faults = list(_misfits(load(path), splits))
     if faults:
         raise InputError(faults)
-    given, made = _inputs(model)[0], model.graph.output[0]
-    signature = Signature(splits.input_shape, len(splits.classes), given.name, made.name)
-    _try(model, signature, splits, str(path))
-    copied = out / "model.onnx"
-    copied.write_bytes(data)
-    return Candidate(path.stem, Origin(str(path)), signature, onnx=copied)
-
-
-def _parse(path: Path) -> tuple[ModelProto, bytes]:
-    def fault(what: str, help: str) -> InputError:
-        return InputError(Fault(what, file=str(path), help=help))
-
-    again = "export the network again, or give another file"
-    try:
-        data = path.read_bytes()
-        model = onnx.load_model_from_string(data)
-    except FileNotFoundError:
-        raise fault("no such file", "give the path of an .onnx file") from None
-    except OSError as error:
-        raise fault(f"cannot be read: {error}", again) from None
-    except Exception:  # protobuf's DecodeError, or a ValueError, by implementation
-        raise fault("is not an ONNX file", again) from None
-    outside = sorted(t.name for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL)
-    if outside:
-        raise fault(
-            f"keeps {len(outside)} tensors in other files ({outside[0]}, ...)",
-            "one file holds all: onnx.save(onnx.load(OLD), NEW)",
-        )
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise fault(f"onnx's checker refuses it: {_first_line(error)}", again) from None
-    return model, data
-
-
-def _inputs(model: ModelProto) -> list[ValueInfoProto]:
-    """Inputs that must be fed: old files list their weights among the inputs."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    return [value for value in model.graph.input if value.name not in constants]
-
-
-def _axes(value: ValueInfoProto) -> list[int | str] | None:
-    """Lengths of the axes; a name, or "?", where an axis is dynamic; None where even their number is unknown."""
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        return None
-    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim]
-
-
-def _misfits(model: ModelProto, splits: Splits, file: str) -> Iterator[Fault]:
-    inputs, outputs = _inputs(model), list(model.graph.output)
-    for values, what in ((inputs, "input"), (outputs, "output")):
-        if len(values) != 1:
-            names = ", ".join(value.name for value in values) or "none"
-            yield Fault(f"must have one {what} and has {len(values)}: {names}", file=file, help=_CUT)
-            return
-        if values[0].type.tensor_type.elem_type != TensorProto.FLOAT:
-            kind = TensorProto.DataType.Name(values[0].type.tensor_type.elem_type)
-            yield Fault(f"{what} {values[0].name} must be FLOAT and is {kind}", file=file, help=_CUT)
+    copied = Path(shutil.copyfile(path, out / "model.onnx"))
+    artifact = load(copied)  # what was copied is what is used, even if the file has changed since
     shape, classes = splits.input_shape, len(splits.classes)
-    axes = _axes(inputs[0])
-    if axes is not None:
-        if axes and isinstance(axes[0], int):
-            yield Fault(
-                f"the batch axis of {inputs[0].name} is fixed at {axes[0]} and must be dynamic",
-                file=file,
-                help='export with dynamic_shapes={0: "batch"} for the input, or run attar on the torch network',
-            )
-        if len(axes) != len(shape) + 1 or any(
-            isinstance(n, int) and n != m for n, m in zip(axes[1:], shape, strict=False)
-        ):
-            yield Fault(
-                f"input {inputs[0].name} takes {_shown(axes)} and the data has {_shown(['batch', *shape])}",
-                file=file,
-                help="set data.image_size and data.channels to what the network takes",
-            )
-    axes = _axes(outputs[0])
-    if axes is not None and (len(axes) != 2 or (isinstance(axes[1], int) and axes[1] != classes)):
+    signature = Signature(shape, classes, artifact.inputs[0].name, artifact.outputs[0].name)
+    runner = session(copied)
+    for batch in (1, 3):  # a graph may promise a dynamic batch and still hold a fixed one inside
+        try:
+            given = np.resize(splits.train.inputs(slice(0, batch)), (batch, *shape))
+            got: object = predict(runner, given).shape
+        except StageError as error:
+            got = error
+        if got != (batch, classes):
+            what = f"fails with a batch of {batch}: it gives {got}, and should give {(batch, classes)}"
+            raise InputError(Fault(what, file=str(path), help=_DYNAMIC))
+    return Candidate("teacher", Origin(str(path)), signature, onnx=copied)
+
+
+_DYNAMIC = 'export it with a dynamic batch: torch.onnx.export(..., dynamic_shapes=({0: "batch"},), dynamo=True)'
+_CUT = "cut the graph down to one float input and the logits: onnx.utils.extract_model(OLD, NEW, [INPUT], [LOGITS])"
+
+
+def _misfits(artifact: Artifact, splits: Splits) -> Iterator[Fault]:
+    file = str(artifact.path)
+    for values, kind in ((artifact.inputs, "input"), (artifact.outputs, "output")):
+        if len(values) != 1:
+            names = ", ".join(value.name for value in values)
+            yield Fault(f"has {len(values)} {kind}s and must have one: {names}", file=file, help=_CUT)
+        elif values[0].dtype != "float32":
+            yield Fault(f"{kind} {values[0].name!r} must be float32 and is {values[0].dtype}", file=file, help=_CUT)
+        elif isinstance(values[0].shape[0], int):
+            what = f"{kind} {values[0].name!r} fixes the batch at {values[0].shape[0]}"
+            yield Fault(what, file=file, help=_DYNAMIC)
+    given, made = artifact.inputs[0], artifact.outputs[0]
+    wanted: tuple[int | str, ...] = ("batch", *splits.input_shape)
+    if not _fits(given.shape, wanted):
         yield Fault(
-            f"output {outputs[0].name} gives {_shown(axes)} and the data has {classes} classes: (batch, {classes})",
+            f"input {given.name!r} takes {_shown(given.shape)} and the data has {_shown(wanted)}",
             file=file,
-            help="the network must give one logit for each class",
+            help="set data.image_size and data.channels to what the network takes",
+        )
+    wanted = ("batch", len(splits.classes))
+    if not _fits(made.shape, wanted):
+        yield Fault(
+            f"output {made.name!r} gives {_shown(made.shape)} and the data has {len(splits.classes)} classes",
+            file=file,
+            help=f"the network must give one logit for each class: {_shown(wanted)}",
         )
 
 
-_CUT = "cut the graph down to one float input and the logits: onnx.utils.extract_model"
+def _fits(shape: Sequence[int | str], wanted: Sequence[int | str]) -> bool:
+    """Whether axes after the batch agree; a dynamic one agrees with anything."""
+    return len(shape) == len(wanted) and all(
+        isinstance(axis, str) or axis == want for axis, want in zip(shape[1:], wanted[1:], strict=True)
+    )
 
 
-def _shown(axes: Sequence[int | str]) -> str:
-    return "(" + ", ".join(map(str, axes)) + ")"
-
-
-def _try(model: ModelProto, signature: Signature, splits: Splits, file: str) -> None:
-    """Runs one example and then three: a graph may promise a dynamic batch and still hold a fixed one inside."""
-    try:
-        runner = session(model)
-        for batch in (1, 3):
-            inputs = np.resize(splits.validation.inputs(slice(0, 3)), (batch, *signature.input_shape))
-            shape = predict(runner, inputs).shape
-            if shape != (batch, signature.outputs):
-                raise StageError(f"a batch of {batch} gives {shape}, not {(batch, signature.outputs)}")
-    except StageError as error:
-        help = 'does it run in onnxruntime with batches of any length? Export it with dynamic_shapes={0: "batch"}'
-        raise InputError(Fault(str(error), file=file, help=help)) from None
-
-
-def node_names(model: ModelProto) -> dict[str, NodeProto]:
-    """Nodes by name."""
-    return {node.name: node for node in model.graph.node}
+def _shown(shape: Sequence[int | str]) -> str:
+    return "(" + ", ".join(map(str, shape)) + ")"

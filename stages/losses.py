@@ -81,7 +81,7 @@ def _pearson(a: Tensor, b: Tensor, eps: float = 1e-8) -> Tensor:
 
 def feature(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of features. Where channel counts differ, the caller first brings the student's to the
-    teacher's by a learned 1x1 projection that is trained along and is no part of the student (the regressor of FitNets).
+    teacher's by a learned 1x1 projection, trained along and no part of the student (the regressor of FitNets).
 
     Args:
         student: (batch, channels, ...).

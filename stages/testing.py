@@ -1,0 +1,240 @@
+"""Tiny data, tiny networks, and the battery that every stage passes. Shipped, so that a stage from outside can take it.
+
+from stages.testing import battery
+
+@pytest.mark.parametrize("check", battery("prune"), ids=str)
+def test_prune(check, tmp_path): check(tmp_path)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages import STAGES
+from stages.base import Candidate, Context, Origin, Stage, perform
+from stages.data import Preprocessing, Split, Splits
+from stages.network import build
+from stages.settings import DistillConfig, ExportConfig, PruneConfig, QuantizeConfig, Student, TrainConfig
+from stages.teacher import teach
+from targets.documents import Frozen
+from targets.errors import StageError
+
+__all__ = [
+    "CASES",
+    "Case",
+    "Check",
+    "battery",
+    "context",
+    "digest_of",
+    "tiny_cnn",
+    "tiny_concat",
+    "tiny_mobile",
+    "tiny_splits",
+    "tiny_teacher",
+]
+
+
+def tiny_splits(
+    size: int = 8, channels: int = 1, classes: int = 4, train: int = 160, other: int = 80, seed: int = 0
+) -> Splits:
+    """Square images of `classes` noisy patterns, uint8, that a small network tells apart almost surely.
+
+    Args:
+        size: height and width, pixels.
+        train: examples of the train split.
+        other: examples of the validation split, and of the test split.
+    """
+    random = np.random.default_rng(seed)
+    patterns = random.integers(40, 216, (classes, size, size, channels))
+    preprocessing = Preprocessing(mean=(0.5,), std=(0.25,))
+
+    def split(n: int) -> Split:
+        labels = np.arange(n, dtype=np.int64) % classes
+        noisy = patterns[labels] + random.normal(0, 40, (n, size, size, channels))
+        return Split(noisy.clip(0, 255).astype(np.uint8), labels, preprocessing)
+
+    parts = split(train), split(other), split(other)
+    digest = hashlib.sha256(b"".join(part.raw.tobytes() for part in parts)).hexdigest()
+    return Splits(*parts, classes=tuple(f"pattern {i}" for i in range(classes)), digest=digest)
+
+
+def tiny_cnn(classes: int = 4, in_channels: int = 1, width: int = 8) -> nn.Module:
+    """Two convolutions with batch norm, pooled; any image of at least 4x4."""
+    return nn.Sequential(
+        *(nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes)),
+    )
+
+
+class _Concat(nn.Module):
+    def __init__(self, classes: int, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.right = nn.Conv2d(in_channels, width + 2, 1)
+        self.norm = nn.BatchNorm2d(2 * width + 2)
+        self.mix = nn.Conv2d(2 * width + 2, width, 3, padding=1)
+        self.head = nn.Linear(16 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(torch.cat([self.left(x), self.right(x)], 1)))
+        return self.head(F.adaptive_max_pool2d(F.relu(self.mix(x)), 4).flatten(1))  # type: ignore[no-any-return]
+
+
+def tiny_concat(classes: int = 4, in_channels: int = 1, width: int = 6) -> nn.Module:
+    """Two branches that are concatenated, and a linear layer that reads flattened positions."""
+    return _Concat(classes, in_channels, width)
+
+
+def tiny_mobile(classes: int = 4, in_channels: int = 1, width: int = 8, groups: int = 0) -> nn.Module:
+    """A depthwise convolution between two pointwise ones, with a PReLU.
+
+    Args:
+        groups: of the middle convolution; 0 makes it depthwise.
+    """
+    return nn.Sequential(
+        *(nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.PReLU(width)),
+        *(nn.Conv2d(width, width, 3, padding=1, groups=groups or width), nn.BatchNorm2d(width), nn.ReLU()),
+        *(nn.Conv2d(width, 2 * width, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        nn.Linear(2 * width, classes),
+    )
+
+
+def context(folder: Path, data: Splits, **more: Any) -> Context:
+    """A context whose `out` and `scratch` lie in `folder`."""
+    out, scratch = folder / "out", folder / "scratch"
+    out.mkdir(parents=True)
+    scratch.mkdir()
+    return Context(data, out, scratch, **more)
+
+
+def tiny_teacher(
+    folder: Path, data: Splits, source: str = "stages.testing:tiny_cnn", epochs: int = 3, **args: Any
+) -> Candidate:
+    """A teacher trained for a moment, in a folder of its own.
+
+    Args:
+        args: arguments of the function that `source` names.
+    """
+    config = TrainConfig(epochs=epochs, batch_size=16, learning_rate=0.05)
+    return teach(Origin(source, args), None, config, context(folder, data))
+
+
+def digest_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Settings under which a stage has something to do on `tiny_cnn`.
+
+    Attributes:
+        after: stages, by name, that run before with the settings of their own cases.
+    """
+
+    config: Frozen
+    after: tuple[str, ...] = field(default=())
+
+
+CASES: Mapping[str, Case] = {
+    "distill": Case(DistillConfig(students=(Student(keep=0.5),), epochs=2, batch_size=16)),
+    "prune": Case(PruneConfig(keep=0.5)),
+    "export": Case(ExportConfig(samples=8)),
+    "quantize": Case(QuantizeConfig(samples=32, batch_size=16), after=("export",)),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise of the contract, for one stage. Call it with an empty folder; it raises AssertionError."""
+
+    stage: Stage
+    case: Case
+    promise: Callable[[Stage, Case, Path], None]
+
+    def __call__(self, folder: Path) -> None:  # noqa: D102 (said above)
+        self.promise(self.stage, self.case, folder)
+
+    def __str__(self) -> str:
+        return f"{self.stage.name}-{self.promise.__name__.removeprefix('_')}"
+
+
+def battery(
+    name: str, stages: Mapping[str, Stage] = STAGES, cases: Mapping[str, Case] | None = None
+) -> tuple[Check, ...]:
+    """All checks of one stage.
+
+    Raises:
+        KeyError: the stage is not in the table, or has no case.
+    """
+    case = (CASES if cases is None else cases)[name]
+    return tuple(Check(stages[name], case, promise) for promise in (_works, _repeats, _refuses_the_other_form))
+
+
+def _prepared(case: Case, folder: Path) -> tuple[Candidate, Context]:
+    """(the candidate that the stage takes, the context to run it in)."""
+    data = tiny_splits()
+    teacher = candidate = tiny_teacher(folder / "teacher", data, epochs=2)
+    for name in case.after:
+        candidate = perform(STAGES[name], candidate, CASES[name].config, context(folder / name, data, teacher=teacher))
+    return candidate, context(folder / "run", data, teacher=teacher)
+
+
+def _works(stage: Stage, case: Case, folder: Path) -> None:
+    """It changes something, says so in one step, leaves its input alone, and what it wrote loads from anywhere."""
+    candidate, ctx = _prepared(case, folder)
+    given = {f: digest for f, digest in digest_of(folder).items() if not f.startswith("run/")}
+    result = perform(stage, candidate, case.config, ctx)
+    assert {f: digest for f, digest in digest_of(folder).items() if not f.startswith("run/")} == given
+    assert result.steps[:-1] == candidate.steps
+    assert result.steps[-1].stage == stage.name
+    assert result.steps[-1].changed
+    assert result.signature == candidate.signature
+    moved = ctx.out.rename(folder / "moved")  # a stored candidate is read from where the store keeps it
+    loaded = Candidate.load(moved)
+    paths = {key: moved / path.name for key in ("weights", "onnx") if (path := getattr(result, key)) is not None}
+    assert loaded == replace(result, **paths)
+    x = ctx.data.validation.inputs(slice(0, 4))
+    assert _answers(loaded, x).shape == (4, loaded.signature.outputs)
+
+
+def _repeats(stage: Stage, case: Case, folder: Path) -> None:
+    """Same inputs, same seed: same bytes in every file."""
+    candidate, once = _prepared(case, folder)
+    again = replace(context(folder / "again", once.data), teacher=once.teacher)
+    perform(stage, candidate, case.config, once)
+    perform(stage, candidate, case.config, again)
+    assert digest_of(once.out) == digest_of(again.out) != {}
+
+
+def _refuses_the_other_form(stage: Stage, case: Case, folder: Path) -> None:
+    """The frame stops a candidate of the wrong form, with a message that says which is right."""
+    teacher, ctx = _prepared(Case(case.config), folder)
+    other = teacher if stage.takes == "onnx" else replace(teacher, onnx=folder / "model.onnx")
+    said = ""
+    try:
+        perform(stage, other, case.config, ctx)
+    except StageError as error:
+        said = str(error)
+    assert f"takes a {stage.takes} network" in said
+
+
+def _answers(candidate: Candidate, x: Any) -> Any:
+    if candidate.form == "torch":
+        with torch.no_grad():
+            return build(candidate)(torch.from_numpy(x))
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(candidate.onnx, providers=["CPUExecutionProvider"])
+    return session.run([candidate.signature.output_name], {candidate.signature.input_name: x})[0]

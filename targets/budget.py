@@ -78,25 +78,26 @@ def judge(budget: Budget, measured: Mapping[str, Measurement]) -> tuple[Check, .
     """Sets every stated limit against its measurement, in the order of `Budget`'s fields.
 
     A limit without a measurement is `inconclusive`: it was asked for and could not be shown. An estimate may miss a
-    limit but never meets one.
+    limit but never meets one. Without any limit there is nothing to check.
     """
     checks = []
+    timed = any(name.startswith("latency_") for name in measured)
     for metric, sense in METRICS.items():
         limit = getattr(budget, metric)
         if limit is None:
             continue
         got = measured.get(metric)
         if got is None:
-            checks.append(Check(metric, limit, None, None, None, "inconclusive", "not measured on this target"))
+            few = timed and metric.startswith("latency_")
+            note = "too few samples for this percentile" if few else "not measured on this target"
+            checks.append(Check(metric, limit, None, None, None, "inconclusive", note))
             continue
         best, last = (got.low, got.high) if sense == "at most" else (-got.high, -got.low)
         bound = limit if sense == "at most" else -limit
         verdict: Verdict = "met" if last <= bound else "missed" if best > bound else "inconclusive"
-        note = ""
-        if verdict == "inconclusive":
-            note = "the interval straddles the limit"
+        note = "the interval straddles the limit" if verdict == "inconclusive" else ""
         if verdict == "met" and got.instrument.startswith("estimate"):
-            verdict, note = "inconclusive", "an estimate can not meet a limit"
+            verdict, note = "inconclusive", "an estimate cannot meet a limit"
         checks.append(Check(metric, limit, got.value, got.low, got.high, verdict, note))
     return tuple(checks)
 

@@ -287,8 +287,8 @@ def faults_of(
 ) -> list[Fault]:
     """Pydantic's complaints about `value` (by default the whole document), in attar's words, in the file's order."""
     value = doc.value if value is _WHOLE else value
-    found = [
-        doc.fault((*at, *place(d["loc"], value, d["type"])), *words(d, model, command))
-        for d in error.errors(include_url=False)
-    ]
+    found = []
+    for details in error.errors(include_url=False):
+        path = place(details["loc"], value, details["type"])
+        found.append(doc.fault((*at, *path), *words(details, path, model, command)))
     return sorted(dict.fromkeys(found), key=lambda fault: fault.line)

@@ -1,19 +1,27 @@
 """Target: one kind of place where a model runs, and what it charges and allows there.
 
 A target is a YAML profile: the shipped ones are in `targets/profiles/`, a user's own lies beside the recipe and may
-`extends:` a shipped one.
+`extends:` a shipped one. The profile `local` is completed from the machine that reads it.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from targets import probe
 from targets.budget import Budget
-from targets.documents import Frozen
+from targets.documents import Frozen, read, validate
+from targets.errors import Fault, InputError, nearest
 
-__all__ = ["Int8Rules", "Meter", "Runtime", "Target"]
+__all__ = ["Int8Rules", "Meter", "Runtime", "Target", "facts", "load", "shipped"]
+
+PROFILES = Path(__file__).with_name("profiles")
 
 
 class Runtime(Frozen):
@@ -58,3 +66,107 @@ class Target(Frozen):
     channel_multiple: Annotated[int, Field(ge=1, le=256)] = Field(1, description="channel counts are rounded to this")
     meter: Meter = Meter()
     budget: Budget = Budget()
+
+
+def shipped() -> tuple[str, ...]:
+    """Names of the profiles that come with attar."""
+    return tuple(sorted(path.stem for path in PROFILES.glob("*.yaml")))
+
+
+def load(use: str, base: Path | None = None) -> Target:
+    """A target by name or file.
+
+    Args:
+        use: a shipped profile's name, or the path of a user's .yaml file. A file may name a shipped profile with
+            `extends:`; what the file says goes over it, key by key. Its `name` is the file's when it gives none.
+        base: the folder that a relative path starts from; the working directory when left out.
+
+    Raises:
+        InputError: no such profile or file, or all that is wrong in the file.
+    """
+    if not use.endswith((".yaml", ".yml")):
+        return Target(**_profile(use, _unknown(use)))
+    path = (base or Path()) / use
+    doc = read(path, kind="target profile", start="`attar targets detect` proposes one to start from")
+    value = dict(doc.value)
+    shown: dict[str, Any] = {"name": path.stem}
+    if "extends" in value:
+        unknown = _unknown(str(extended := value.pop("extends")))
+        shown = _profile(extended, doc.fault(("extends",), unknown.what, unknown.help)) | shown
+    return validate(doc, Target, _merged(shown, value), command="attar targets show local")
+
+
+def facts(target: Target, fields: Iterable[str]) -> dict[str, Any]:
+    """Plain JSON values of these fields of a target: what enters the key of a step that looks at them."""
+    return target.model_dump(mode="json", include=set(fields))
+
+
+def _unknown(name: str) -> Fault:
+    what = f"no target is called {name!r}"
+    return Fault(what, help=nearest(name, shipped(), command="attar targets"))
+
+
+def _profile(name: Any, otherwise: Fault) -> dict[str, Any]:
+    """Values of a shipped profile, `local` completed; `otherwise` is raised where there is none."""
+    if name not in shipped():
+        raise InputError(otherwise)
+    value = read(PROFILES / f"{name}.yaml").value
+    return _merged(_this_machine(), value) if name == "local" else dict(value)
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Key by key, mappings within mappings too; anything else is replaced."""
+    both = dict(under)
+    for key, value in over.items():
+        mine = both.get(key)
+        both[key] = _merged(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
+    return both
+
+
+def _this_machine() -> dict[str, Any]:
+    """What the profile `local` leaves open."""
+    found = probe.cpu()
+    opset, ir_version = ceilings(_onnxruntime())
+    flags = ", ".join(found["flags"]) or "no int8 instructions known"
+    cores = f"{found['cores']} core" + ("s" if found["cores"] > 1 else "")
+    return {
+        "summary": f"this machine: {found['model']}, {cores} ({flags})",
+        "int8": int8_rules(platform.machine(), found["flags"]),
+        "opset": opset,
+        "ir_version": ir_version,
+    }
+
+
+def int8_rules(machine: str, flags: Iterable[str]) -> dict[str, Any]:
+    """The int8 rules of a processor, as the shipped profiles of its kind have them; the sources are there.
+
+    Args:
+        machine: as `platform.machine()` calls it. flags: as `targets.probe.cpu` finds them.
+    """
+    if machine.lower() in {"aarch64", "arm64"}:
+        return {"activations": "int8", "symmetric_activations": True}
+    vnni = not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(flags)
+    narrow = machine.lower() in {"x86_64", "amd64", "x86", "i686"} and not vnni
+    return {"activations": "uint8", "reduce_range": narrow}
+
+
+# onnxruntime version -> opset and IR version: https://onnxruntime.ai/docs/reference/compatibility.html#onnx-opset-support
+# The page ends at 1.20. Newer versions take at least what older ones took (same page, "Backwards compatibility").
+_CEILINGS = {(1, 14): (18, 8), (1, 15): (19, 8), (1, 16): (19, 9), (1, 17): (20, 9), (1, 18): (21, 10)}
+
+
+def ceilings(onnxruntime: str) -> tuple[int, int]:
+    """(highest opset, highest IR version) that a version of onnxruntime is documented to take."""
+    major, minor = (int(part) for part in onnxruntime.split(".")[:2])
+    known = [row for since, row in _CEILINGS.items() if since <= (major, minor)]
+    return known[-1] if known else (17, 8)  # 1.12
+
+
+def _onnxruntime() -> str:
+    """The installed version. Read from metadata: importing the runtime takes long, and is the probe's business."""
+    for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn", "onnxruntime-directml"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    raise InputError("onnxruntime is not installed", help="pip install onnxruntime; see `attar doctor`")

@@ -45,16 +45,16 @@ def place(loc: KeyPath, value: Any, kind: str) -> KeyPath:
     return tuple(kept)
 
 
-def words(details: ErrorDetails, model: type[BaseModel], command: str) -> tuple[str, str]:
-    """(what, help) of one complaint. `command` lists the keys that there are."""
+def words(details: ErrorDetails, path: KeyPath, model: type[BaseModel], command: str) -> tuple[str, str]:
+    """(what, help) of one complaint about `path`. `command` lists the keys that there are."""
     kind, got = details["type"], show_value(details["input"])
-    owner, field, leaf = _find(model, details["loc"])
+    owner, field, leaf = _find(model, path)
     help = field.description if field is not None and field.description else ""
     if command:
         help = f"{help}; see `{command}`" if help else f"see `{command}`"
     if kind == "extra_forbidden":
         known = owner.model_fields if owner is not None else ()
-        return "unknown key", nearest(str(details["loc"][-1]), known, command=command)
+        return "unknown key", nearest(str(path[-1]), known, command=command)
     if kind == "missing":
         return "is required and missing", help
     if kind == "value_error":

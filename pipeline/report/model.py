@@ -51,6 +51,7 @@ class TargetRow(Frozen):
     """The verdict on one target. Accuracy in `checks` and in `test` is on the test split.
 
     `artifact` is the folder of the shipped model, relative to the report; empty when nothing was shipped.
+    `confidence` is the level of the intervals (0.95), where known.
     """
 
     target: str
@@ -63,6 +64,12 @@ class TargetRow(Frozen):
     baseline: dict[str, Number]
     merge: dict[str, Any] | None
     environment: dict[str, Any]
+    confidence: float | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where the model lies, shipped or not, relative to the report."""
+        return self.artifact or f"{self.target}/not-shipped"
 
 
 class StepRow(Frozen):

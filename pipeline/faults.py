@@ -1,0 +1,213 @@
+"""Finds every fault that a recipe's text can show, in one go: each part is looked at on its own, so that a fault in one
+does not hide those in another. Nothing is imported, decoded or computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel
+
+from pipeline import code
+from pipeline.recipe import DataSpec, ModelSpec, Recipe, StageCall, TargetSpec
+from pipeline.sources import check_data, check_model
+from stages import STAGES
+from stages.base import Form
+from stages.settings import DistillConfig
+from targets.documents import Document, KeyPath, validate
+from targets.errors import Fault, InputError, nearest
+
+__all__ = ["check"]
+
+M = TypeVar("M", bound=BaseModel)
+
+MISSING, UNKNOWN = "is required and missing", "unknown key"  # as `targets.wording` has them
+
+
+class Call(NamedTuple):
+    """One item of the list of stages: `stage` is None if it is faulty or unknown."""
+
+    at: KeyPath
+    name: str
+    stage: StageCall | None
+
+
+def check(doc: Document) -> Recipe:
+    """The recipe in a document.
+
+    Raises:
+        InputError: all faults, in the order of lines.
+    """
+    base = Path(doc.file).absolute().parent
+    faults: list[Fault] = []
+    calls = _calls(doc, faults)
+    recipe = _part(doc, Recipe, (), {**doc.value, "stages": []}, faults)
+    # what is asked of a part is asked of those keys alone, so that a fault in another one does not hide the answer
+    if (data := _part(doc, DataSpec, ("data",), _only(doc.value.get("data"), "source", "args"))) is not None:
+        faults += _anchored(doc, ("data",), check_data(data, base))
+    given = _only(doc.value.get("model"), "source", "args", "weights", "train")
+    if isinstance(given, dict) and given.get("train") is not None:
+        given["train"] = {}
+    if (model := _part(doc, ModelSpec, ("model",), given)) is not None:
+        faults += _anchored(doc, ("model",), check_model(model, base))
+    faults += _targets(doc, base)
+    faults += _students(doc, calls, base)
+    if calls is not None:
+        faults += _chain(doc, calls)
+    if faults or recipe is None:
+        raise InputError(sorted(_told_once(faults), key=lambda fault: fault.line))
+    return recipe.model_copy(update={"stages": tuple(call.stage for call in calls or () if call.stage)})
+
+
+def _part(
+    doc: Document,
+    model: type[M],
+    at: KeyPath,
+    value: Any,
+    faults: list[Fault] | None = None,
+    command: str = "attar schema",
+) -> M | None:
+    """A part of the recipe, None if it is faulty; its faults go to `faults`, or have been told by a larger part."""
+    try:
+        return validate(doc, model, value, at, command)
+    except InputError as error:
+        if faults is not None:
+            faults += error.faults
+        return None
+
+
+def _only(value: Any, *keys: str) -> Any:
+    return {key: value[key] for key in keys if key in value} if isinstance(value, dict) else value
+
+
+def _told_once(faults: Sequence[Fault]) -> list[Fault]:
+    """Without repetitions, and without the second half of a misspelling: "sourse" is unknown, and "source" missing."""
+    missing = [fault for fault in faults if fault.what == MISSING]
+    for fault in faults:
+        above, _, name = fault.key.rpartition(".")
+        beside = {m.key.rpartition(".")[2]: m for m in missing if m.key.rpartition(".")[0] == above}
+        if fault.what == UNKNOWN and (meant := get_close_matches(name, beside, n=1)):
+            missing.remove(beside[meant[0]])
+    return [fault for fault in dict.fromkeys(faults) if fault.what != MISSING or fault in missing]
+
+
+def _anchored(doc: Document, at: KeyPath, faults: Sequence[Fault]) -> Iterator[Fault]:
+    """Faults of which the keys are relative to `at`, with their lines. One inside of another file stays as it is."""
+    for fault in faults:
+        inside = fault.file and Path(fault.file).is_file()
+        yield fault if inside else doc.fault((*at, *filter(None, [fault.key])), fault.what, fault.help)
+
+
+def _calls(doc: Document, faults: list[Fault]) -> list[Call] | None:
+    """The list of stages; None if it is none."""
+    items = doc.value.get("stages", [])
+    if not isinstance(items, list):
+        what, help = "must be a list: one stage per item", "start each with a dash: - export: {}"
+        faults.append(doc.fault(("stages",), what, help))
+        return None
+    calls = []
+    for i, item in enumerate(items):
+        at: KeyPath = ("stages", i)
+        if not isinstance(item, dict) or len(item) != 1:
+            faults.append(doc.fault(at, *_misshapen(item)))
+            calls.append(Call(at, "", None))
+            continue
+        ((name, settings),) = item.items()
+        stage = None
+        if name not in STAGES:
+            faults.append(doc.fault((*at, name), "unknown stage", nearest(name, STAGES, command="attar stages")))
+        else:
+            settings = {} if settings is None else settings
+            config = _part(doc, STAGES[name].Config, (*at, name), settings, faults, f"attar stages show {name}")
+            stage = None if config is None else StageCall(name=name, config=config)
+        calls.append(Call((*at, name), name, stage))
+    return calls
+
+
+def _misshapen(item: Any) -> tuple[str, str]:
+    """What is wrong with an item that is no stage with its settings, and how to put it right."""
+    if isinstance(item, str):
+        return f"{item!r} must be a stage with its settings", f"write `- {item}: {{}}`"
+    if not isinstance(item, dict) or not item:
+        return f"{item!r} must be a stage with its settings", "write `- export: {}`"
+    names = [name for name in item if name in STAGES]
+    others = [name for name in item if name not in STAGES]
+    if names and others:
+        return f"{', '.join(others)} stands beside {names[0]}, not below it", f"indent settings further than {names[0]}"
+    return f"holds {len(item)} stages ({', '.join(item)}), where one is expected", "start each with a dash of its own"
+
+
+def _targets(doc: Document, base: Path) -> Iterator[Fault]:
+    """Profiles that are not there or have faults, and names that are taken."""
+    items = doc.value.get("targets")
+    taken: dict[str, int] = {}
+    for i, item in enumerate(items if isinstance(items, list) else ()):
+        at: KeyPath = ("targets", i)
+        spec = _part(doc, TargetSpec, at, _only(item, "use", "name"))
+        if spec is None:
+            continue
+        try:
+            name = spec.resolve(base).name
+        except InputError as error:
+            yield from _anchored(doc, (*at, "use"), error.faults)
+            continue
+        first = taken.setdefault(name.casefold(), i)  # folders are named so, and some file systems ignore case
+        if first != i:
+            yield doc.fault(at, f"{name!r} is the name of targets[{first}] too", "give one of them a `name`")
+
+
+def _students(doc: Document, calls: Sequence[Call] | None, base: Path) -> Iterator[Fault]:
+    """Students whose source is not there or whose title is taken, and a second distillation that has students."""
+    branching: KeyPath | None = None
+    for at, _, stage in calls or ():
+        if stage is None or not isinstance(stage.config, DistillConfig):
+            continue
+        titles: dict[str, int] = {}
+        for j, student in enumerate(stage.config.students):
+            here: KeyPath = (*at, "students", j)
+            if student.source is not None:
+                if code.is_function(student.source):
+                    yield from _anchored(doc, here, code.faults_of(student.source, base))
+                else:
+                    what = f"{student.source!r} must be 'module:function'"
+                    yield doc.fault((*here, "source"), what, "for example stages.zoo:resnet")
+            first = titles.setdefault(student.title, j)
+            if first != j:
+                yield doc.fault(here, f"{student.title!r} is what students[{first}] is called", "give one a `name`")
+        if stage.config.students and branching is not None:
+            what = "has students, and an earlier distill has some too: a recipe branches once"
+            yield doc.fault((*at, "students"), what, "without students, distill trains what comes in")
+        if stage.config.students:
+            branching = at
+
+
+def _chain(doc: Document, calls: Sequence[Call]) -> Iterator[Fault]:
+    """Stages whose forms do not fit. One that takes an ONNX network may stand before the export, which runs first."""
+    model = doc.value.get("model")
+    source = model.get("source") if isinstance(model, dict) else None
+    form: Form = "onnx" if isinstance(source, str) and source.endswith(".onnx") else "torch"
+    start, exported = form, ""
+    waiting: dict[str, str] = {}  # stages that work on the exported network -> where they stand
+    for at, name, _ in calls:
+        if name not in STAGES:
+            continue
+        stage, place = STAGES[name], f"stages[{at[1]}].{name}"
+        needs = f"{name} takes a {stage.takes} network"
+        if stage.takes == "onnx":
+            if name in waiting:
+                yield doc.fault(at, f"{name} is done already, at {waiting[name]}", "keep one of the two")
+            waiting[name] = place
+        elif start == "onnx":
+            help = 'start from the torch network: model: {source: "module:function", weights: ...}'
+            yield doc.fault(at, f"{needs}; model.source is an ONNX file, which is not turned back into one", help)
+        elif form == "onnx":
+            yield doc.fault(at, f"{needs}; {exported} already made it onnx", f"put {name} before it")
+        elif waiting and stage.gives != "onnx":
+            before = next(iter(waiting.values()))
+            yield doc.fault(at, f"{needs}; {before} works on the exported one", f"put {name} before it")
+        elif stage.gives == "onnx":
+            form, exported = "onnx", place
+    if form == "torch" and all(call.name in STAGES for call in calls):
+        yield doc.fault(("stages",), "ends in a torch network, where an ONNX file is wanted", "add `- export: {}`")

@@ -1,0 +1,217 @@
+"""Distillation: a student learns from the teacher's outputs, from the labels, and, if asked, from features inside.
+
+The student is a subset of what comes in (its best channels, or some of its blocks, with their weights), or another
+network with fresh weights; without a student, what comes in learns on: so a network recovers from any other stage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages import losses
+from stages.base import Candidate, Context, Origin, Step
+from stages.blocks import shorten
+from stages.channels import narrowing
+from stages.network import build, construct, matching, save_weights, seeded
+from stages.settings import DistillConfig, Student
+from stages.teacher import check_fit, measured
+from stages.training import Batch, accuracy, predict, train
+from stages.trial import examples
+from targets.errors import Fault, InputError, StageError, nearest
+
+__all__ = ["Distillation", "distill"]
+
+CACHED = 50_000_000  # logits that may be kept in memory: 200 MB
+
+
+def distill(candidate: Candidate, config: DistillConfig, context: Context) -> Candidate:
+    """Trains one student, or the incoming network if there is none.
+
+    The step's metrics are those of `stages.teacher.measured`, and `teacher_validation_accuracy`.
+
+    Raises:
+        InputError: the student's source or a module pattern does not fit.
+        StageError: there is no teacher, there are several students (each is a branch of its own), the network has no
+            such subset, features do not fit, or training failed.
+    """
+    if context.teacher is None or context.teacher.weights is None:
+        raise StageError("distill needs a teacher with torch weights")
+    if len(config.students) > 1:
+        raise StageError(
+            f"distill makes one student at a time and got {len(config.students)}: give each its own branch"
+        )
+    weights = (config.soft_weight, config.label_weight, *config.features.values(), *config.attention.values())
+    if not any(weights):
+        raise StageError("distill has nothing to learn from: soft_weight, label_weight and all others are 0")
+    teacher = build(context.teacher).requires_grad_(False)
+    if len(context.data.input_shape) == 3:
+        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as its inputs will be
+    student, module = candidate, build(candidate)
+    notes: tuple[str, ...] = ()
+    if config.students:
+        student, module, notes = _begin(candidate, module, config.students[0], context)
+    loss = Distillation(module, teacher, config, context)
+    basis = hashlib.sha256(context.teacher.weights.read_bytes()).hexdigest()
+    train(module, config, context.data, loss, context, student.name, basis)
+    save_weights(module, context.out / "weights.safetensors")
+    metrics = measured(module, context.data)
+    metrics["teacher_validation_accuracy"] = accuracy(teacher, context.data.validation)
+    return student.then(
+        Step("distill", notes=notes, metrics=metrics), weights=context.out / "weights.safetensors", onnx=None
+    )
+
+
+def _begin(
+    candidate: Candidate, module: nn.Module, student: Student, context: Context
+) -> tuple[Candidate, nn.Module, tuple[str, ...]]:
+    """(the student before training, its network, notes)."""
+    if student.source is not None:
+        origin = Origin(student.source, student.args)
+        own = construct(origin, context.seed)
+        check_fit(own, context.data)
+        return replace(candidate, name=student.title, origin=origin, surgery=()), own, ()
+    assert student.keep is not None
+    inputs = examples(context.data)
+    if student.by == "blocks":
+        cut = shorten(module, inputs, student.keep)
+    else:
+        cut = narrowing(module, inputs).cut(student.keep)
+    begun = replace(candidate, name=student.title, surgery=(*candidate.surgery, *cut.surgery))
+    return begun, cut.module, cut.notes
+
+
+class Distillation(nn.Module):
+    """The loss of a student: soft targets, labels, features, attention, each with its weight.
+
+    Its only parameters are the projections that bring the student's features to the teacher's channels; they are
+    trained along and thrown away.
+
+    Args:
+        student: only looked at, to find out which features it has.
+        teacher: in eval mode, without gradients.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, config: DistillConfig, context: Context) -> None:
+        super().__init__()
+        self._config = config
+        self._teacher = (teacher,)  # in a tuple it is no submodule: neither trained nor saved along
+        self._features = _weights("features", config.features, student, teacher)
+        self._attention = _weights("attention", config.attention, student, teacher)
+        self._names = [*dict.fromkeys([*self._features, *self._attention])]
+        self.projections = nn.ModuleDict()
+        if self._names:
+            with seeded(context.seed):
+                self._compare(student, teacher, examples(context.data, 2))
+        # Inputs that never change need the teacher once, not once an epoch.
+        few = len(context.data.train) * len(context.data.classes) <= CACHED
+        fixed = config.augment == "none" and not self._names and few
+        self._known = predict(teacher, context.data.train) if fixed and config.soft_weight else None
+
+    def forward(self, student: nn.Module, batch: Batch) -> Tensor:
+        """A network in train mode and a batch -> a scalar."""
+        config = self._config
+        with _watched(student, self._names) as ours:
+            logits = student(batch.inputs)
+        theirs: dict[str, Tensor] = {}
+        if self._known is not None:
+            taught = self._known[batch.index]
+        elif config.soft_weight or self._names:
+            with torch.no_grad(), _watched(self._teacher[0], self._names) as theirs:
+                taught = self._teacher[0](batch.inputs)
+        total = config.label_weight * F.cross_entropy(logits, batch.labels)
+        if config.soft_weight:
+            total = total + config.soft_weight * self._soft(logits, taught, batch.labels)
+        for name, weight in self._features.items():
+            total = total + weight * losses.feature(self._projected(name, ours[name]), theirs[name])
+        for name, weight in self._attention.items():
+            total = total + weight * losses.attention(ours[name], theirs[name])
+        return total
+
+    def _soft(self, logits: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
+        match self._config.loss:
+            case "kd":
+                return losses.kd(logits, taught, self._config.temperature)
+            case "dkd":
+                return losses.dkd(logits, taught, labels, self._config.temperature)
+            case "dist":
+                return losses.dist(logits, taught, self._config.temperature)
+
+    def _projected(self, name: str, features: Tensor) -> Tensor:
+        key = name.replace(".", "/")
+        return self.projections[key](features) if key in self.projections else features
+
+    def _compare(self, student: nn.Module, teacher: nn.Module, inputs: Tensor) -> None:
+        """Looks at all features once: what differs in channels only gets a projection, anything else is an error."""
+        with torch.no_grad(), _watched(student, self._names) as ours, _watched(teacher, self._names) as theirs:
+            student.eval()(inputs)
+            teacher(inputs)
+        for name in self._names:
+            if name not in ours or name not in theirs:
+                raise StageError(f"{name} cannot be matched: it is not run, or it gives more than one tensor")
+            mine, its = tuple(ours[name].shape), tuple(theirs[name].shape)
+            pair = f"{name} gives {mine} in the student and {its} in the teacher"
+            axis = 1 if len(its) == 4 else -1
+            if len(mine) != len(its) or _without(mine, axis) != _without(its, axis) or len(its) > 4:
+                raise StageError(f"{pair}: only the number of channels may differ")
+            if name in self._attention and len(its) != 4:
+                raise StageError(f"{pair}: attention maps need (batch, channels, height, width)")
+            if name in self._features and mine != its:
+                a, b = mine[axis], its[axis]
+                self.projections[name.replace(".", "/")] = (
+                    nn.Conv2d(a, b, 1, bias=False) if axis == 1 else nn.Linear(a, b, bias=False)
+                )
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return tuple(size for i, size in enumerate(shape) if i != axis % len(shape))
+
+
+def _weights(setting: str, patterns: Mapping[str, float], student: nn.Module, teacher: nn.Module) -> dict[str, float]:
+    """Weight by module name, for all modules of the student that a pattern matches.
+
+    Raises:
+        InputError: a pattern matches nothing in the student, or the teacher has no module of that name.
+    """
+    found, faults = {}, []
+    names = {name for name, _ in teacher.named_modules()}
+    for pattern, weight in patterns.items():
+        try:
+            matched = matching(student, [pattern])
+        except InputError as error:
+            faults += [replace(fault, key=f"{setting}, in the student") for fault in error.faults]
+            continue
+        for name in matched:
+            if name not in names:
+                help = nearest(name, names - {""})
+                faults.append(Fault(f"the teacher has no module {name!r}", key=f"{setting}, {pattern}", help=help))
+            found[name] = weight
+    if faults:
+        raise InputError(faults)
+    return found
+
+
+@contextmanager
+def _watched(module: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
+    """Collects what the named modules give while the network runs."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, output: object) -> None:
+        if isinstance(output, Tensor):
+            seen[name] = output
+
+    hooks = [
+        module.get_submodule(name).register_forward_hook(lambda _m, _x, output, name=name: keep(name, output))
+        for name in names
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

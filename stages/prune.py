@@ -1,0 +1,107 @@
+"""Structured pruning: whole channels leave, and every layer that reads them shrinks.
+
+for each round:
+    importance of every channel, taken on the network as it is now
+    keep: given, or the share that reaches the wanted speedup, found by bisection
+    the least important channels of each group leave; the cut network is tried against the silenced one
+write the weights, build the network anew from origin + surgery + weights, compare: equal to the last bit
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.base import Candidate, Context, Step
+from stages.channels import narrowing
+from stages.network import build, macs, parameters, save_weights
+from stages.settings import PruneConfig
+from stages.surgery import CONVOLUTIONS
+from stages.teacher import measured
+from stages.trial import examples
+from targets.errors import StageError
+
+__all__ = ["prune"]
+
+
+def prune(candidate: Candidate, config: PruneConfig, context: Context) -> Candidate:
+    """Removes channels from a torch network; recovery is a `distill` that follows.
+
+    The step's metrics are those of `stages.teacher.measured`, `parameters_before`, `macs_before`, and `channels_kept`:
+    the share (0..1) of all layers' output channels that is left.
+
+    Raises:
+        InputError: a pattern in `exclude` matches nothing.
+        StageError: the network cannot be traced, the speedup cannot be reached, or the network that was cut and the one
+            that is built again differ.
+    """
+    module = before = build(candidate)
+    inputs = examples(context.data)
+    shape = candidate.signature.input_shape
+    multiple = context.target.channel_multiple if context.target else 1
+    surgery, whole = candidate.surgery, None
+    notes: tuple[str, ...] = ()
+    share = 1.0
+    for i in range(config.steps):
+        context.progress(i / config.steps, f"pruning, round {i + 1} of {config.steps}")
+        if config.importance == "taylor":
+            _gradients(module, context, config.samples)
+        round_ = narrowing(module, inputs, config.importance, multiple, config.exclude, whole)
+        whole = round_.whole
+        done = (i + 1) / config.steps
+        if config.keep is not None:
+            share = config.keep**done
+        else:
+            assert config.speedup is not None
+            already = macs(before, shape) / macs(module, shape)
+            share = round_.share_for(max(1.0, config.speedup**done / already))
+        cut = round_.cut(share)
+        module, notes = cut.module, cut.notes
+        surgery += cut.surgery
+    changed = surgery != candidate.surgery
+    told = []
+    if changed:
+        faster = macs(before, shape) / macs(module, shape)
+        asked = f"asked: {config.speedup:g} times; " if config.speedup else ""
+        told.append(f"{faster:.3g} times fewer MACs ({asked}keep {share:.3g} of the channels)")
+    result = candidate.then(
+        Step(
+            "prune",
+            changed,
+            (*told, *notes),
+            measured(module, context.data)
+            | {
+                "parameters_before": parameters(before),
+                "macs_before": macs(before, shape),
+                "channels_kept": _channels(module) / _channels(before),
+            },
+        ),
+        surgery=surgery,
+        weights=context.out / "weights.safetensors",
+    )
+    save_weights(module, context.out / "weights.safetensors")
+    _prove(module, build(result), inputs)
+    return result
+
+
+def _gradients(module: nn.Module, context: Context, samples: int) -> None:
+    """Leaves the gradients of the mean label loss over `samples` training examples in the module."""
+    module.requires_grad_(True)
+    module.zero_grad()
+    count = min(samples, len(context.data.train))
+    for x, labels in context.data.train.batches(64, count):
+        logits = module(torch.from_numpy(x))
+        loss = F.cross_entropy(logits, torch.from_numpy(labels), reduction="sum") / count
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _channels(module: nn.Module) -> int:
+    layers = (m for m in module.modules() if isinstance(m, (nn.Linear, *CONVOLUTIONS)))
+    return sum(m.out_features if isinstance(m, nn.Linear) else m.out_channels for m in layers)
+
+
+def _prove(cut: nn.Module, built: nn.Module, inputs: Tensor) -> None:
+    with torch.no_grad():
+        if not torch.equal(cut.eval()(inputs), built(inputs)):
+            raise StageError("the network built from origin, surgery and weights differs from the one that was cut")

@@ -1,0 +1,112 @@
+"""neural-compressor's static quantization in torch (PT2E), used for its ranges only.
+
+Exported as it comes, its network is slower and larger than float: weights stay float behind a QuantizeLinear and
+residual sums have none. So its decisions are carried over: they are keyed by the fx names of values, which
+`stages.export` keeps as value names in the ONNX graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from stages.base import Signature
+from stages.graph import Floats
+from stages.quiet import quiet
+from stages.vendors.ort_quantizer import Ranges
+from targets.errors import StageError
+
+__all__ = ["activation_ranges"]
+
+# Progress, at INFO and WARNING; libraries for other hardware that torchao looks for; torch's jit, which it imports.
+CHATTER = ("neural_compressor", "torchao", "torchao.kernel.intmm", "torch.utils._pytree")
+JIT = r"`torch\.jit\.script_method` is deprecated"
+
+ALGORITHMS = {"minmax": "minmax", "entropy": "kl"}
+
+
+def activation_ranges(
+    module: nn.Module,
+    signature: Signature,
+    batches: Iterable[Floats],
+    method: Literal["minmax", "percentile", "entropy"] = "minmax",
+) -> Ranges:
+    """Ranges that neural-compressor chooses for activations, by the value names of `stages.export`.
+
+    It has none for what it leaves float: the second summand and the sum of a residual add, the logits.
+    Memory is bounded by one batch; its observers keep numbers or one histogram per value.
+
+    Args:
+        module: the network in eval mode; left as it is.
+        batches: inputs (batch, ...), read once.
+        method: minmax (a moving average of each batch's extremes) or entropy (its "kl").
+
+    Raises:
+        StageError: it has no such method, could not capture the network, or found nothing to quantize.
+    """
+    if method not in ALGORITHMS:
+        raise StageError(
+            f"neural-compressor has no {method!r} calibration: choose minmax or entropy, or engine onnxruntime"
+        )
+    import neural_compressor.common.utils  # noqa: F401  # sets its logger up, so that the next line can still it
+
+    with quiet(CHATTER, [JIT]), torch.no_grad():
+        from neural_compressor.torch.export import export
+        from neural_compressor.torch.quantization import StaticQuantConfig, convert, prepare
+
+        example = torch.zeros(2, *signature.input_shape)
+        dynamic = ({0: torch.export.Dim("batch", min=1)},)
+        try:
+            captured = export(module, (example,), dynamic_shapes=dynamic)
+            names = _names(captured, signature)
+            prepared = prepare(captured, StaticQuantConfig(act_algo=ALGORITHMS[method]))
+            for inputs in batches:
+                prepared(torch.from_numpy(inputs))
+            converted = convert(prepared)
+        except Exception as error:  # it raises bare RuntimeError and AssertionError, and whatever torch raises inside
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise StageError(
+                f"neural-compressor failed: {reason}. Engine onnxruntime needs no torch network"
+            ) from error
+    ranges = _ranges(converted, names)
+    if not ranges:
+        raise StageError("neural-compressor found nothing to quantize in the network")
+    return ranges
+
+
+def _names(captured: Any, signature: Signature) -> dict[str, str]:
+    """fx name -> name in the exported graph: the border's names, and convolutions whose batch norm will be folded."""
+    names: dict[str, str] = {}
+    for node in captured.graph.nodes:
+        if node.op == "placeholder":
+            names[node.name] = signature.input_name
+        elif node.op == "output":
+            names[node.args[0][0].name] = signature.output_name
+        elif node.target is torch.ops.aten.batch_norm.default and len(node.args[0].users) == 1:
+            names[node.args[0].name] = node.name
+    return names
+
+
+def _ranges(converted: Any, names: dict[str, str]) -> Ranges:
+    """What its Q nodes can show: (qmin - zero point) * scale to (qmax - zero point) * scale.
+
+    Pooling and reshaping borrow the range of what they read, even where an average is much smaller: such a range says
+    nothing about the value, and is left out.
+    """
+    ops: Any = torch.ops.quantized_decomposed
+    ranges: Ranges = {}
+    for node in converted.graph.nodes:
+        if node.op != "call_function" or node.target is not ops.quantize_per_tensor.default:
+            continue
+        value, scale, zero, low, high = node.args[:5]
+        source: Any = value.args[0] if value.args else None
+        borrowed = getattr(source, "target", None) is ops.dequantize_per_tensor.default and source.args[1:3] == (
+            scale,
+            zero,
+        )
+        if not borrowed:
+            ranges[names.get(value.name, value.name)] = (low - zero) * float(scale), (high - zero) * float(scale)
+    return ranges

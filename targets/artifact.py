@@ -1,0 +1,165 @@
+"""The file that is shipped: one self-contained ONNX model, opened with care.
+
+An ONNX file may name other files as its weights, and a path may be a link to something else. `load` refuses both, so
+that what was digested, measured and judged is what is shipped. The file is opened once; all that is said about it comes
+from those bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from targets.errors import Fault, InputError
+
+if TYPE_CHECKING:
+    from onnx import ValueInfoProto
+
+__all__ = ["MAX_BYTES", "Artifact", "Value", "load"]
+
+MAX_BYTES = 2**31 - 1
+"""What one protobuf message can hold; https://protobuf.dev/programming-guides/encoding/#size-limit"""
+
+
+@dataclass(frozen=True)
+class Value:
+    """One input or output.
+
+    Attributes:
+        shape: batch first; a number where it is fixed, a name where it is not, "?" where it has none.
+        dtype: as numpy calls it: "float32".
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An ONNX file that was read, checked and digested.
+
+    Attributes:
+        sha256: of the file's bytes, hexadecimal.
+        size_bytes: of the file.
+        opset: version of the standard operator set that it uses.
+    """
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    opset: int
+    ir_version: int
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+
+def load(path: Path) -> Artifact:
+    """Opens and checks an ONNX file.
+
+    Raises:
+        InputError: no regular file of its own (a link, a folder), empty or above 2 GB, no valid ONNX, weights outside
+            the file, or an input or output whose first axis is not the batch.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    data = _bytes(path)
+    try:
+        model = onnx.load_model_from_string(data)
+        outside = sorted(set(_outside(model)))
+        if outside:
+            raise _fault(
+                path,
+                f"keeps weights outside the file: {', '.join(outside[:3])}",
+                "save it as one file: onnx.save(onnx.load(PATH), NEW, save_as_external_data=False)",
+            )
+        onnx.checker.check_model(data)
+    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise _fault(path, f"is no valid ONNX model: {first}", _what_it_is(data)) from None
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = tuple(_value(v) for v in model.graph.input if v.name not in constants)
+    outputs = tuple(_value(v) for v in model.graph.output)
+    if not inputs or not outputs:
+        raise _fault(path, f"has {len(inputs)} inputs and {len(outputs)} outputs", "at least one of each is needed")
+    for kind, values in (("input", inputs), ("output", outputs)):
+        for value in values:
+            if not value.shape or value.shape[0] == 0:
+                shown = "(" + ", ".join(map(str, value.shape)) + ")"
+                raise _fault(
+                    path,
+                    f"{kind} {value.name!r} of shape {shown} has no batch axis",
+                    "the first axis of every input and output must be the batch: a fixed number, or a name",
+                )
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    return Artifact(path, hashlib.sha256(data).hexdigest(), len(data), opset, model.ir_version, inputs, outputs)
+
+
+def _fault(path: Path, what: str, help: str) -> InputError:
+    return InputError(Fault(what, file=str(path), help=help))
+
+
+def _bytes(path: Path) -> bytes:
+    """The file's content. It is opened without following a link, and looked at only through the open file."""
+    copy = "copy the file itself to that place"
+    try:
+        file = open(path, "rb", opener=_no_links)  # noqa: SIM115  Path.open takes no opener; `with` comes below
+    except FileNotFoundError:
+        raise _fault(path, "no such file", "give the path of an .onnx file") from None
+    except (OSError, ValueError) as error:
+        if Path(path).is_symlink():
+            raise _fault(path, "is a symbolic link, which could be pointed elsewhere later", copy) from None
+        what = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise _fault(path, what, "give the path of an .onnx file") from None
+    with file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise _fault(path, "is no regular file", "give the path of an .onnx file")
+        if status.st_nlink > 1:
+            raise _fault(path, f"has {status.st_nlink} names (hard links), so that others may change it", copy)
+        if not 0 < status.st_size <= MAX_BYTES:
+            what = (
+                "is empty" if status.st_size == 0 else f"has {status.st_size / 1e9:.1f} GB; an ONNX file holds 2.1 GB"
+            )
+            raise _fault(path, what, "an artifact is one self-contained .onnx file")
+        return file.read()
+
+
+def _no_links(path: str, flags: int) -> int:
+    """Opens a file; a link is an error, and a pipe does not block."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+
+
+def _what_it_is(data: bytes) -> str:
+    if data.startswith((b"PK\x03\x04", b"\x80")):
+        return "this looks like a torch checkpoint or a pickle: export it to ONNX first"
+    return "the file is damaged, or something else under this name: export it again"
+
+
+def _outside(message: Any) -> Iterator[str]:
+    """Places outside the file that any tensor in the model points to: weights, attributes, subgraphs, functions."""
+    if message.DESCRIPTOR.full_name == "onnx.TensorProto":
+        if message.data_location == message.EXTERNAL or message.external_data:
+            places = [entry.value for entry in message.external_data if entry.key == "location"]
+            yield places[0] if places else message.name
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in [value] if hasattr(value, "ListFields") else value:
+                yield from _outside(inner)
+
+
+def _value(info: ValueInfoProto) -> Value:
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    tensor = info.type.tensor_type
+    shape = tuple(
+        d.dim_value if d.HasField("dim_value") else d.dim_param if d.dim_param else "?" for d in tensor.shape.dim
+    )
+    return Value(info.name, shape, str(tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else "unknown")

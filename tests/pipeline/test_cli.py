@@ -1,0 +1,141 @@
+"""The command: one clear fault for each kind of bad input, the exit code of the design, nothing left behind."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import TINY, attar, write_tiny
+
+
+def _left(folder):
+    return {p.name for p in folder.iterdir()} - {"tiny.npz", "tiny.yaml", "quick.yaml"}
+
+
+def _fault(folder, *arguments, command="check"):
+    done = attar(command, *arguments, cwd=folder)
+    assert done.returncode == 2, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    return done.stderr
+
+
+def test_five_faults_at_once_with_lines(tmp_path):
+    text = TINY.replace("source: tiny.npz", "sourse: tiny.npz")
+    text = text.replace("keep: 0.75", "keep: 1.3")
+    text = text.replace("- distill: {epochs: 1, batch_size: 16}", "- destill: {epochs: 1, batch_size: 16}")
+    text = text.replace("size_mb: 1.0", "size_mb: -1")
+    text = text.replace("use: quick.yaml", "use: locl")
+    write_tiny(tmp_path, text)
+    told = _fault(tmp_path, "tiny.yaml")
+    lines = dict(enumerate(text.splitlines(), 1))
+    places = {int(n) for n in re.findall(r"^tiny\.yaml:(\d+): ", told, re.M)}
+    assert {n for n, line in lines.items() if re.search(r"sourse|1\.3|destill|-1|locl", line)} == places
+    assert "data.sourse: unknown key" in told
+    assert "did you mean 'source'?" in told
+    assert "stages[1].prune.keep: 1.3 must be above 0 and at most 1" in told
+    assert "did you mean 'distill'?" in told
+    assert "did you mean 'local'" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("epochs: 3", "epochs: three"), r"model\.train\.epochs: 'three'"),
+        (("[0.25]", "[0.25"), r"tiny\.yaml:\d+: is not YAML"),
+        (("tiny.npz", "tyni.npz"), r"data\.source: .*no such file"),
+        (("tiny.npz", "mnist"), r"data\.source: .*mnist"),
+        (("tiny_cnn", "tiny_cn"), r"did you mean 'tiny_cnn'"),
+        (("{classes: 4}", "{classses: 4}"), r"classses"),
+        (("  - export: {samples: 8}\n", "  - export: {samples: 8}\n  - prune: {keep: 0.5}\n"), r"prune takes a torch network"),
+        (("keep: 0.75}", 'keep: 0.75, exclude: ["convv*"]}'), r"convv\*"),
+        (("version: 1", "version: 2"), r"version: 2 must be"),
+    ],
+)
+def test_a_fault_names_its_place(tmp_path, change, told):
+    text = TINY.replace(*change, 1)
+    assert text != TINY
+    write_tiny(tmp_path, text)
+    assert re.search(told, _fault(tmp_path, "tiny.yaml"))
+    assert not _left(tmp_path)
+
+
+def test_a_missing_recipe_offers_its_neighbours(tiny, tmp_path):
+    told = _fault(tmp_path, "tiny.yml")
+    assert "tiny.yml: no such file" in told
+    assert "'tiny.yaml'" in told
+
+
+def test_set_is_checked_like_the_file(tiny, tmp_path):
+    assert "stages[1].prune.keep: 7" in _fault(tmp_path, "tiny.yaml", "--set", "stages.1.prune.keep=7")
+    assert "KEY=VALUE" in _fault(tmp_path, "tiny.yaml", "--set", "nonsense")
+
+
+def _data(folder, **changes):
+    with np.load(folder / "tiny.npz") as arrays:
+        now = dict(arrays)
+    now.update({name: change(now[name]) for name, change in changes.items()})
+    np.savez(folder / "tiny.npz", **now)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"x_train": lambda x: np.where(np.arange(x.size).reshape(x.shape) == 5, np.nan, x.astype(np.float32))}, "NaN"),
+        ({"x_train": lambda x: x[:0], "y_train": lambda y: y[:0]}, "empty|no examples"),
+        ({"y_train": lambda y: y - 1}, "label"),
+        ({"y_train": lambda y: y[:-1]}, "240.*239|239.*240"),
+    ],
+)
+def test_unusable_data_stops_before_training(tiny, tmp_path, changes, told):
+    _data(tmp_path, **changes)
+    assert re.search(told, _fault(tmp_path, "tiny.yaml", command="run"))
+    assert not (tmp_path / "runs" / "tiny").exists()
+    assert not list((tmp_path / ".attar/store").glob("steps/*"))
+
+
+def test_a_model_whose_output_does_not_fit_the_task(tiny, tmp_path):
+    told = _fault(tmp_path, "tiny.yaml", "--set", "model.args.classes=7", command="run")
+    assert re.search("7 outputs.*4 classes", told)
+
+
+def test_weights_that_do_not_fit_and_pickles(tiny, tmp_path):
+    import torch
+
+    from stages.testing import tiny_cnn
+
+    torch.save(tiny_cnn(), tmp_path / "pickle.pt")
+    told = _fault(tmp_path, "tiny.yaml", "--set", "model.weights=pickle.pt", command="run")
+    assert "pickle" in told
+    assert "safetensors" in told
+    torch.save(tiny_cnn(width=4).state_dict(), tmp_path / "other.pt")
+    told = _fault(tmp_path, "tiny.yaml", "--set", "model.weights=other.pt", command="run")
+    assert re.search(r"0\.weight.*\(8, 1, 3, 3\)|\[8, 1, 3, 3\]", told)
+
+
+def test_new_check_and_schema(tmp_path):
+    assert attar("new", "mine", cwd=tmp_path).returncode == 0
+    done = attar("check", "mine.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "exists" in _fault(tmp_path, "mine", command="new")
+    schema = json.loads(attar("schema", cwd=tmp_path).stdout)
+    assert schema["properties"]["stages"]
+
+
+def test_lists_and_shows(tmp_path):
+    listed = attar("stages", cwd=tmp_path)
+    assert listed.returncode == 0
+    assert all(name in listed.stdout for name in ("distill", "prune", "export", "quantize"))
+    assert "temperature" in attar("stages", "show", "distill", cwd=tmp_path).stdout
+    assert "did you mean 'prune'?" in attar("stages", "show", "prun", cwd=tmp_path).stderr
+    assert "local" in attar("targets", cwd=tmp_path).stdout
+    assert "channel_multiple" in attar("targets", "show", "local", cwd=tmp_path).stdout
+    assert "name: my-device" in attar("targets", "detect", cwd=tmp_path).stdout
+    assert "attar targets" in attar("targets", "show", "locl", cwd=tmp_path).stderr
+    assert "onnxruntime" in attar("doctor", cwd=tmp_path).stdout
+
+
+def test_wrong_words_on_the_command_line_exit_2(tmp_path):
+    assert attar("run", cwd=tmp_path).returncode == 2
+    assert attar("fly", cwd=tmp_path).returncode == 2
+    assert attar("--help", cwd=tmp_path).returncode == 0

@@ -1,0 +1,109 @@
+"""The plan: what is shared, what a change touches, and in what order steps stand."""
+
+import numpy as np
+import pytest
+from conftest import TINY, write_tiny
+
+from pipeline.plan import plan
+from pipeline.recipe import load
+
+
+def _plan(folder, text=TINY, **sets):
+    path = write_tiny(folder, text)
+    recipe, _ = load(path, sets)
+    return plan(recipe, folder)
+
+
+def _keys(laid):
+    return {step.title: step.key for step in laid.steps}
+
+
+def test_parents_come_first_and_each_student_has_a_branch(tmp_path):
+    laid = _plan(tmp_path)
+    seen = set()
+    for step in laid.steps:
+        assert set(step.parents) <= seen
+        seen.add(step.key)
+    assert list(laid.goals[0].candidates) == ["keep 1", "keep 0.5"]
+    titles = [step.title for step in laid.lineage(laid.goals[0].candidates["keep 0.5"])]
+    assert titles == [
+        "teacher",
+        "distill keep 0.5",
+        "prune keep 0.5",
+        "distill keep 0.5 (2)",
+        "export keep 0.5",
+        "quantize keep 0.5",
+    ]
+
+
+def test_export_moves_in_front_of_quantize_with_its_own_settings(tmp_path):
+    laid = _plan(tmp_path)
+    export = next(step for step in laid.steps if step.title == "export keep 1")
+    assert export.config.samples == 8
+
+
+def test_the_order_quantize_export_or_export_quantize_is_the_same_plan(tmp_path):
+    swapped = TINY.replace(
+        "  - quantize: {samples: 32}\n  - export: {samples: 8}\n", "  - export: {samples: 8}\n  - quantize: {samples: 32}\n"
+    )
+    assert swapped != TINY
+    assert _keys(_plan(tmp_path)) == _keys(_plan(tmp_path, swapped))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "first_changed"),
+    [
+        ("seed", "4", "teacher"),
+        ("model.train.epochs", "4", "teacher"),
+        ("stages.1.prune.keep", "0.5", "prune keep 1"),
+        ("stages.3.quantize.samples", "16", "quantize keep 1"),
+        ("stages.4.export.samples", "9", "export teacher"),
+        ("targets.0.budget.size_mb", "2.0", None),
+    ],
+)
+def test_a_change_touches_only_what_depends_on_it(tmp_path, key, value, first_changed):
+    before, after = _plan(tmp_path), _plan(tmp_path, **{key: value})
+    changed = [title for title, k in _keys(after).items() if _keys(before).get(title) != k]
+    assert (changed[0] if changed else None) == first_changed
+    by_title = {step.title: step for step in after.steps}
+    for step in after.steps:
+        parents = {p for p in by_title.values() if p.key in step.parents}
+        assert step.title in changed or not any(p.title in changed for p in parents)
+
+
+def test_a_change_of_the_data_changes_every_key(tmp_path):
+    before = _keys(_plan(tmp_path))
+    with np.load(tmp_path / "tiny.npz") as arrays:
+        changed = dict(arrays)
+    recipe, _ = load(tmp_path / "tiny.yaml")
+    changed["x_train"][0, 0, 0, 0] += 1
+    np.savez(tmp_path / "tiny.npz", **changed)
+    after = _keys(plan(recipe, tmp_path))
+    assert not set(before.values()) & set(after.values())
+
+
+def test_targets_share_what_does_not_look_at_their_difference(tmp_path):
+    (tmp_path / "eights.yaml").write_text("name: eights\nextends: local\nchannel_multiple: 8\n")
+    (tmp_path / "slow.yaml").write_text("name: slow\nextends: local\nbudget: {size_mb: 9}\n")
+    two = TINY + "  - use: eights.yaml\n  - use: slow.yaml\n"
+    laid = _plan(tmp_path, two)
+    by_target = {goal.target.name: goal.candidates for goal in laid.goals}
+    assert by_target["quick"] == by_target["slow"]
+    assert by_target["quick"]["keep 1"] != by_target["eights"]["keep 1"]
+    titles = [step.title for step in laid.steps]
+    assert titles.count("teacher") == 1
+    assert titles.count("distill keep 0.5") == 1
+    assert titles.count("export teacher") == 1
+
+
+def test_planning_wakes_no_torch(tmp_path):
+    import subprocess
+    import sys
+
+    path = write_tiny(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from pipeline.recipe import load; from pipeline.plan import plan\n"
+        f"recipe, _ = load(Path({str(path)!r})); plan(recipe, Path({str(tmp_path)!r})); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

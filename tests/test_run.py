@@ -1,0 +1,221 @@
+"""The whole tool on a tiny recipe: real training, a real export, a real onnxruntime, the real command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import attar, write_tiny
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder in which the tiny recipe ran once."""
+    folder = tmp_path_factory.mktemp("run")
+    write_tiny(folder)
+    done = attar("run", "tiny.yaml", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def _sha(folder):
+    return json.loads((folder / "runs/tiny/quick/manifest.json").read_text())["model"]["sha256"]
+
+
+def test_a_run_leaves_a_judged_artifact(finished):
+    folder, done = finished
+    out = folder / "runs" / "tiny"
+    files = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+    assert files == {
+        "report.html",
+        "report.json",
+        "report.md",
+        "recipe.lock",
+        "events.jsonl",
+        "quick/model.onnx",
+        "quick/manifest.json",
+        "quick/measurements.json",
+    }
+    report = json.loads(done.stdout)
+    assert report == json.loads((out / "report.json").read_text())
+    assert report["verdict"] == "met"
+    assert {c["metric"] for c in report["targets"][0]["checks"]} == {
+        "accuracy_drop_points",
+        "latency_p50_ms",
+        "size_mb",
+    }
+    assert sum(c["chosen"] for c in report["candidates"]) == 1
+    assert all(c["reason"] for c in report["candidates"])
+    assert report["targets"][0]["merge"]["of"] == ["keep 1", "keep 0.5"]
+    assert not (folder / "runs" / "tiny.partial").exists()
+
+
+def test_the_artifact_runs_and_is_int8(finished):
+    folder, _ = finished
+    manifest = json.loads((folder / "runs/tiny/quick/manifest.json").read_text())
+    session = onnxruntime.InferenceSession(
+        str(folder / "runs/tiny/quick/model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    for batch in (1, 5):
+        assert session.run(None, {"input": np.zeros((batch, 1, 8, 8), np.float32)})[0].shape == (batch, 4)
+    assert [step["stage"] for step in manifest["lineage"]][-2:] == ["export", "quantize"]
+    assert manifest["data"]["preprocessing"]["mean"] == [0.5]
+    assert manifest["data"]["classes"] == ["0", "1", "2", "3"]
+    assert str(folder) not in json.dumps(manifest)
+
+
+def test_a_second_run_finds_every_step_stored(finished):
+    folder, _ = finished
+    before = _sha(folder)
+    start = time.monotonic()
+    done = attar("run", "tiny.yaml", "--json", cwd=folder)
+    assert time.monotonic() - start < 10
+    assert done.returncode == 0, done.stderr
+    assert all(step["stored"] for step in json.loads(done.stdout)["steps"])
+    kinds = {json.loads(line)["kind"] for line in (folder / "runs/tiny/events.jsonl").read_text().splitlines()}
+    assert "step_started" not in kinds
+    assert _sha(folder) == before
+
+
+def test_an_impossible_budget_is_missed_with_the_nearest_miss_and_trains_nothing(finished):
+    folder, _ = finished
+    done = attar("run", "tiny.yaml", "--json", "--out", "missed", "--set", "targets.0.budget.size_mb=0.000001", cwd=folder)
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    assert report["verdict"] == "missed"
+    assert all(step["stored"] for step in report["steps"] if step["stage"] != "verdict")
+    row = report["targets"][0]
+    assert row["artifact"] == ""
+    assert [c["verdict"] for c in row["checks"] if c["metric"] == "size_mb"] == ["missed"]
+    assert not (folder / "missed/quick/model.onnx").exists()
+    assert (folder / "missed/quick/not-shipped/model.onnx").exists()
+    assert "size" in done.stderr
+
+
+def test_plan_tells_what_is_stored(finished):
+    folder, _ = finished
+    done = attar("plan", "tiny.yaml", "--set", "stages.3.quantize.samples=16", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout + done.stderr
+    assert shown.count("stored") >= 8
+    assert "run" in shown
+
+
+def test_a_spoiled_step_is_computed_again(finished, tmp_path):
+    folder, _ = finished
+    lock = json.loads((folder / "runs/tiny/recipe.lock").read_text())
+    step = next(s for s in lock["steps"] if s["title"] == "quantize keep 0.5")
+    sha = step["files"]["model.onnx"]
+    (folder / ".attar/store/objects" / sha[:2] / sha[2:]).write_bytes(b"spoilt")
+    done = attar("run", "tiny.yaml", "--json", "--out", "again", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "spoilt" in done.stderr
+    steps = {s["title"]: s["stored"] for s in json.loads(done.stdout)["steps"]}
+    assert [title for title, stored in steps.items() if not stored] == ["quantize keep 0.5"]
+    assert (folder / "again/quick/model.onnx").read_bytes() == (folder / "runs/tiny/quick/model.onnx").read_bytes()
+
+
+def test_a_folder_that_no_run_wrote_is_never_replaced(finished, tmp_path):
+    folder, _ = finished
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    done = attar("run", "tiny.yaml", "--out", tmp_path / "mine", cwd=folder)
+    assert done.returncode == 2
+    assert "was not written by attar" in done.stderr
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+
+
+def _start(folder, out):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "pipeline.cli", "run", "tiny.yaml", "--out", out]
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def _until_started(process, events, title):
+    for _ in range(60_000):
+        if events.exists() and any(
+            '"step_started"' in line and json.loads(line)["step"] == title for line in events.read_text().splitlines()
+        ):
+            return
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.002)
+    raise AssertionError(f"{title} never started")
+
+
+def test_a_run_killed_in_every_stage_ends_with_the_same_artifact(finished, tmp_path):
+    folder, _ = finished
+    write_tiny(tmp_path)
+    kills = ["teacher", "distill keep 1", "prune keep 1", "export keep 1", "quantize keep 1", "measure on quick"]
+    for title in kills:
+        process = _start(tmp_path, "out")
+        _until_started(process, tmp_path / "out.partial/events.jsonl", title)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+        assert not (tmp_path / "out").exists()
+    done = attar("run", "tiny.yaml", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out/events.jsonl").read_text().splitlines()]
+    assert "quantize keep 1" in {line["step"] for line in lines if line["kind"] == "step_stored"}
+    for other in ("keep 1", "keep 0.5"):
+        mine, theirs = (
+            next(c for c in json.loads((f / "report.json").read_text())["candidates"] if c["name"] == other)
+            for f in (tmp_path / "out", folder / "runs/tiny")
+        )
+        assert mine["sha256"] == theirs["sha256"]
+
+
+def test_ctrl_c_ends_with_130_and_leaves_no_process(tmp_path):
+    write_tiny(tmp_path)
+    process = _start(tmp_path, "out")
+    _until_started(process, tmp_path / "out.partial/events.jsonl", "teacher")
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"the same command goes on from there" in told
+    assert b"Traceback" not in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_one_clear_fault_and_loses_nothing(finished, tmp_path):
+    """The store on a file system of one megabyte, filled but for a little."""
+    folder, _ = finished
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", small], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        (small / "filler").write_bytes(b"x" * 180_000)
+        done = attar("run", "tiny.yaml", "--out", tmp_path / "out", cwd=folder, env={"ATTAR_STORE": str(small / "store")})
+        assert done.returncode == 3, done.stderr
+        assert "No space left on device" in done.stderr
+        assert "nothing that was finished is lost" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "out").exists()
+        (small / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,size=50m", small], check=True)
+        done = attar("run", "tiny.yaml", "--out", tmp_path / "out", cwd=folder, env={"ATTAR_STORE": str(small / "store")})
+        assert done.returncode == 0, done.stderr
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_loss_that_becomes_nan_is_a_clear_failure_and_is_not_stored(tmp_path):
+    write_tiny(tmp_path)
+    wild = ("--set", "model.train.learning_rate=100", "--set", "model.train.epochs=20")
+    done = attar("run", "tiny.yaml", "--json", *wild, cwd=tmp_path)
+    if done.returncode != 3:
+        pytest.fail(f"expected a failure, got {done.returncode}: {done.stderr[-500:]}")
+    assert "learning_rate" in done.stderr
+    assert json.loads(done.stdout)["verdict"] == "failed"
+    assert not (tmp_path / "runs/tiny").exists()
+    assert not list((tmp_path / ".attar/store").glob("steps/*"))
+
+
