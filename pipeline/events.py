@@ -41,6 +41,7 @@ class Events:
         self._listeners = listeners
 
     def __call__(self, kind: str, step: str = "", **values: Any) -> None:
+        """Something happened; see the top of this file for the kinds."""
         event = Event(kind, step, time.time(), values)
         for listener in self._listeners:
             listener(event)

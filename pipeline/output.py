@@ -8,8 +8,8 @@
     <out>/<target>/measurements.json                 raw samples and the environment they were taken in
     <out>/<target>/not-shipped/...                   the same three for the nearest miss, if it is not met
 
-The folder is built beside (`<out>.partial`) and swapped in whole, so the report and the artifact always belong together,
-and what an earlier run left stays until a new one is complete.
+The folder is built beside (`<out>.partial`) and swapped in whole: report and artifact always belong together, and what
+an earlier run left stays until a new one is complete.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def report_of(runner: Runner, outcomes: Iterable[Outcome], recipe_text: str, sec
                     lineage=tuple(step.title for step in runner.plan.lineage(key)),
                 )
             )
-    data = next((step.entry.values["data"] for step in runner.done if "data" in step.entry.values), {})
+    data: dict[str, Any] = next((s.entry.values["data"] for s in runner.done if "data" in s.entry.values), {})
     return Report(
         attar=version("attar"),
         name=runner.recipe.name,
@@ -126,7 +126,7 @@ def write_report(folder: Path, report: Report) -> None:
 
 def _write_target(folder: Path, report: Report, row: TargetRow, runner: Runner, outcome: Outcome) -> None:
     """The artifact with its manifest and measurements; the manifest is written last."""
-    into = folder / (row.artifact or f"{row.target}/not-shipped")
+    into = folder / row.folder
     into.mkdir(parents=True)
     key = outcome.goal.candidates[outcome.choice.chosen]
     write_atomically(into / "model.onnx", runner.store.read(runner.entry(key), "model.onnx"))
@@ -165,6 +165,7 @@ def _target_row(outcome: Outcome) -> TargetRow:
         baseline=_numbers(outcome.measured[BASELINE]),
         merge=dict(outcome.merge) if outcome.merge else None,
         environment=dict(outcome.raw["environment"]),
+        confidence=target.meter.confidence,
     )
 
 

@@ -5,10 +5,10 @@ Builds the untrained networks (no data, no training). Runs before the first step
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pipeline.code import importable
 from pipeline.recipe import Recipe
@@ -17,9 +17,6 @@ from stages.base import Origin
 from stages.settings import DistillConfig, PruneConfig
 from targets.documents import Document, KeyPath
 from targets.errors import Fault, InputError
-
-if TYPE_CHECKING:
-    from torch.nn import Module
 
 __all__ = ["preflight"]
 
@@ -64,7 +61,7 @@ def _faults(recipe: Recipe, document: Document) -> Iterator[Fault]:
                         yield fault
 
 
-def _built(source: str, args: dict[str, object], document: Document, at: KeyPath) -> tuple[Module | None, Fault | None]:
+def _built(source: str, args: Mapping[str, Any], document: Document, at: KeyPath) -> tuple[Any, Fault | None]:
     """The untrained network, or why there is none."""
     from stages.network import construct
 
@@ -74,10 +71,12 @@ def _built(source: str, args: dict[str, object], document: Document, at: KeyPath
         return None, document.fault((*at, "source"), error.faults[0].what, error.faults[0].help)
 
 
-def _unmatched(network: Module | None, patterns: tuple[str, ...], document: Document, at: KeyPath) -> Iterator[Fault]:
+def _unmatched(network: Any, patterns: tuple[str, ...], document: Document, at: KeyPath) -> Iterator[Fault]:
     from stages.network import matching
 
-    for pattern in patterns if network is not None else ():
+    if network is None:
+        return
+    for pattern in patterns:
         try:
             matching(network, (pattern,))
         except InputError as error:

@@ -85,7 +85,6 @@ class Runner:
     events: Events
     fresh: bool = False
     done: list[StepDone] = field(default_factory=list)
-    busy_seconds: float = 0.0
 
     def run(self) -> list[Outcome]:
         """Runs everything.
@@ -99,9 +98,13 @@ class Runner:
         for step in self.plan.steps:
             self._keyed(step.key, step.title, step.stage, partial(self._compute, step))
         outcomes = [self._judge(goal) for goal in self.plan.goals]
-        self.busy_seconds = sum(step.seconds for step in self.done if not step.stored)
         self.events("run_done", seconds=time.monotonic() - started)
         return outcomes
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds of this run that went into steps; the rest is the frame's own."""
+        return sum(step.seconds for step in self.done if not step.stored)
 
     @cached_property
     def data(self) -> Splits:
@@ -161,7 +164,7 @@ class Runner:
             seed=self.recipe.seed,
             teacher=self.candidate(step.parents[1]) if len(step.parents) > 1 else None,
             target=_only(step.target, seen) if step.target else None,
-            say=lambda text: self.events("note", step.title, text=text),
+            say=partial(self._note, step.title),
             progress=lambda share, what: self.events("progress", step.title, share=share, what=what),
         )
         if step.kind == "teacher":
@@ -201,44 +204,60 @@ class Runner:
         return teach(origin, self.base / model.weights if model.weights else None, model.train, context)
 
     def _judge(self, goal: Goal) -> Outcome:
-        """Measures, chooses and takes the verdict on one target."""
-        target = goal.target
+        """Measures all candidates, chooses one, and takes its verdict."""
+        found = self._measured(goal)
+        measured = {name: validate.read(values) for name, values in found["models"].items()}
+        choice = choose({name: measured[name] for name in goal.candidates}, goal.target.budget)
+        test = self._tested(goal, choice.chosen)
+        on_target = {**measured[choice.chosen], "accuracy_drop_points": test["accuracy_drop_points"]}
+        return Outcome(goal, choice, measured, found["raw"], found["merge"], test, judge(goal.target.budget, on_target))
+
+    def _measured(self, goal: Goal) -> dict[str, Any]:
+        """All candidates and the float teacher on the target, with accuracy on validation."""
+        target, title = goal.target, f"measure on {goal.target.name}"
         ends = {validate.BASELINE: goal.baseline, **goal.candidates}
-        common = {
-            "target": facts(target, ("device", "runtime", "meter")),
-            "machine": identity(target),
-            "data": self.plan.data,
-            "seed": self.recipe.seed,
-            "code": digests.of_code("pipeline.validate"),
-            "libraries": digests.of_libraries(("numpy", "onnxruntime")),
-        }
 
         def measure(out: Path, _scratch: Path) -> dict[str, Any]:
-            title = f"measure on {target.name}"
             models = {name: self._onnx(key) for name, key in ends.items()}
-            found = validate.on_validation(
-                target, models, self.data.validation, lambda text: self.events("note", title, text=text)
-            )
+            say = partial(self._note, title)
+            found = validate.on_validation(target, models, self.data.validation, say)
             (out / "measured.json").write_text(json.dumps(found), encoding="utf-8")
             return {}
 
-        key = digests.of_json({"stage": "measure", "parents": ends, **common})
-        entry = self._keyed(key, f"measure on {target.name}", "measure", measure)
-        found = json.loads(self.store.read(entry, "measured.json"))
-        measured = {name: validate.read(values) for name, values in found["models"].items()}
-        choice = choose({name: measured[name] for name in goal.candidates}, target.budget)
+        entry = self._keyed(self._key_on(target, "measure", ends), title, "measure", measure)
+        return json.loads(self.store.read(entry, "measured.json"))  # type: ignore[no-any-return]
+
+    def _tested(self, goal: Goal, chosen: str) -> dict[str, Measurement]:
+        """Accuracy of the chosen candidate beside the float teacher's, on test."""
+        ends = {validate.BASELINE: goal.baseline, chosen: goal.candidates[chosen]}
 
         def verdict(_out: Path, _scratch: Path) -> dict[str, Any]:
-            baseline, chosen = self._onnx(goal.baseline), self._onnx(goal.candidates[choice.chosen])
-            return {"test": validate.on_test(target, baseline, chosen, self.data.test)}
+            baseline, artifact = (self._onnx(key) for key in (goal.baseline, goal.candidates[chosen]))
+            return {"test": validate.on_test(goal.target, baseline, artifact, self.data.test)}
 
-        parents = [goal.baseline, goal.candidates[choice.chosen]]
-        key = digests.of_json({"stage": "verdict", "parents": parents, **common})
-        entry = self._keyed(key, f"verdict on {target.name}", "verdict", verdict)
-        test = validate.read(entry.values["test"])
-        on_target = {**measured[choice.chosen], "accuracy_drop_points": test["accuracy_drop_points"]}
-        checks = judge(target.budget, on_target)
-        return Outcome(goal, choice, measured, found["raw"], found["merge"], test, checks)
+        key = self._key_on(goal.target, "verdict", ends)
+        entry = self._keyed(key, f"verdict on {goal.target.name}", "verdict", verdict)
+        return validate.read(entry.values["test"])
+
+    def _key_on(self, target: Target, stage: str, ends: Mapping[str, str]) -> str:
+        """Key of a step that looks at the machine itself. Limits do not enter it, but which metrics are limited does:
+        a limited percentile decides how many samples are taken."""
+        return digests.of_json(
+            {
+                "stage": stage,
+                "parents": ends,
+                "target": facts(target, ("device", "runtime", "meter")),
+                "limited": sorted(target.budget.model_dump(exclude_none=True)),
+                "machine": identity(target),
+                "data": self.plan.data,
+                "seed": self.recipe.seed,
+                "code": digests.of_code("pipeline.validate"),
+                "libraries": digests.of_libraries(("numpy", "onnxruntime")),
+            }
+        )
+
+    def _note(self, title: str, text: str) -> None:
+        self.events("note", title, text=text)
 
     def _onnx(self, key: str) -> Path:
         path = self.candidate(key).onnx

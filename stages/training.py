@@ -35,8 +35,8 @@ from targets.errors import StageError
 __all__ = ["Batch", "Epoch", "Loss", "TrainResult", "accuracy", "augmented", "predict", "train"]
 
 WARM_UP = 0.05  # share of all steps
-# Largest norm of all gradients together (Pascanu et al., ICML 2013). A subset without batch norm starts far off, and soft
-# targets at a high temperature then send gradients that kill it: seen at the defaults, on the founding article's network.
+# Largest norm of all gradients together (Pascanu et al., ICML 2013). A subset without batch norm starts far off, and
+# soft targets at a high temperature then send gradients that kill it: seen on the founding article's network.
 CLIP = 2.0
 
 

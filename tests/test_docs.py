@@ -44,8 +44,8 @@ def test_recipes_and_targets_shown_are_sound(page, tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_commands_and_links_exist(page):
     text = page.read_text(encoding="utf-8")
-    helped = subprocess.run([sys.executable, "-m", "pipeline.cli", "--help"], capture_output=True, text=True, check=True)
-    known = set(re.findall(r"^  ([a-z]+) ", helped.stdout, re.M))
+    helped = subprocess.check_output([sys.executable, "-m", "pipeline.cli", "--help"], text=True)
+    known = set(re.findall(r"^  ([a-z]+) ", helped, re.M))
     shown = set(re.findall(r"(?:^|`|\$ )attar ([a-z]+)", text, re.M))
     assert shown <= known, f"{page.name} shows commands that do not exist: {shown - known}"
     for link in re.findall(r"\]\(([^)#:]+)\)", text):

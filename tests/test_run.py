@@ -85,7 +85,8 @@ def test_a_second_run_finds_every_step_stored(finished):
 
 def test_an_impossible_budget_is_missed_with_the_nearest_miss_and_trains_nothing(finished):
     folder, _ = finished
-    done = attar("run", "tiny.yaml", "--json", "--out", "missed", "--set", "targets.0.budget.size_mb=0.000001", cwd=folder)
+    tight = ("--set", "targets.0.budget.size_mb=0.000001")
+    done = attar("run", "tiny.yaml", "--json", "--out", "missed", *tight, cwd=folder)
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout)
     assert report["verdict"] == "missed"
@@ -188,12 +189,13 @@ def test_a_full_disk_is_one_clear_fault_and_loses_nothing(finished, tmp_path):
     folder, _ = finished
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", small], capture_output=True, check=False)
-    if mounted.returncode:
+    here = {"cwd": folder, "env": {"ATTAR_STORE": str(small / "store")}}
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", small]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small file system needs root")
     try:
         (small / "filler").write_bytes(b"x" * 180_000)
-        done = attar("run", "tiny.yaml", "--out", tmp_path / "out", cwd=folder, env={"ATTAR_STORE": str(small / "store")})
+        done = attar("run", "tiny.yaml", "--out", tmp_path / "out", **here)
         assert done.returncode == 3, done.stderr
         assert "No space left on device" in done.stderr
         assert "nothing that was finished is lost" in done.stderr
@@ -201,7 +203,7 @@ def test_a_full_disk_is_one_clear_fault_and_loses_nothing(finished, tmp_path):
         assert not (tmp_path / "out").exists()
         (small / "filler").unlink()
         subprocess.run(["mount", "-o", "remount,size=50m", small], check=True)
-        done = attar("run", "tiny.yaml", "--out", tmp_path / "out", cwd=folder, env={"ATTAR_STORE": str(small / "store")})
+        done = attar("run", "tiny.yaml", "--out", tmp_path / "out", **here)
         assert done.returncode == 0, done.stderr
     finally:
         subprocess.run(["umount", small], check=True)
@@ -217,5 +219,3 @@ def test_a_loss_that_becomes_nan_is_a_clear_failure_and_is_not_stored(tmp_path):
     assert json.loads(done.stdout)["verdict"] == "failed"
     assert not (tmp_path / "runs/tiny").exists()
     assert not list((tmp_path / ".attar/store").glob("steps/*"))
-
-

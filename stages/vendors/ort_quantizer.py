@@ -17,7 +17,7 @@ from onnx import ModelProto
 
 from stages import graph
 from stages.graph import Floats
-from targets.errors import InputError, StageError, nearest
+from targets.errors import Fault, InputError, StageError, nearest
 from targets.target import Int8Rules
 
 __all__ = ["Ranges", "calibrate", "fold", "operators", "place"]
@@ -28,13 +28,16 @@ Ranges = dict[str, tuple[float, float]]
 Method = Literal["minmax", "percentile", "entropy"]
 
 BINS = {"percentile": 2048, "entropy": 512}
-"""Counters per value. Entropy tries every threshold from LEVELS bins up, in Python: more bins cost minutes."""
+"""Counters per value. Entropy tries, in Python, every threshold from LEVELS bins up: more bins cost minutes."""
 
 LEVELS = 128
 
+WITHOUT_KERNEL = {"BatchNormalization", "InstanceNormalization", "LayerNormalization"}
+"""The quantizer takes them, and onnxruntime then computes them on floats between two roundings."""
+
 
 def operators(rules: Int8Rules) -> tuple[str, ...]:
-    """Operators to quantize: the target's, or all that onnxruntime's quantizer can.
+    """Operators to quantize: the target's, or all that the quantizer can and int8 kernels exist for.
 
     Raises:
         InputError: the target names one that it can not.
@@ -42,10 +45,14 @@ def operators(rules: Int8Rules) -> tuple[str, ...]:
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     known = sorted({*QDQRegistry, *QLinearOpsRegistry})
-    for name in rules.op_types:
-        if name not in known:
-            raise InputError(f"int8.op_types: {name!r} is no operator that can be quantized", help=nearest(name, known))
-    return rules.op_types or tuple(known)
+    faults = [
+        Fault(f"{name!r} is no operator that can be quantized", key="int8.op_types", help=nearest(name, known))
+        for name in rules.op_types
+        if name not in known
+    ]
+    if faults:
+        raise InputError(faults)
+    return rules.op_types or tuple(name for name in known if name not in WITHOUT_KERNEL)
 
 
 def fold(model: ModelProto, scratch: Path) -> ModelProto:

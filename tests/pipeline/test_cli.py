@@ -47,7 +47,7 @@ def test_five_faults_at_once_with_lines(tmp_path):
         (("tiny.npz", "mnist"), r"data\.source: .*mnist"),
         (("tiny_cnn", "tiny_cn"), r"did you mean 'tiny_cnn'"),
         (("{classes: 4}", "{classses: 4}"), r"classses"),
-        (("  - export: {samples: 8}\n", "  - export: {samples: 8}\n  - prune: {keep: 0.5}\n"), r"prune takes a torch network"),
+        (("  - export: {samples: 8}\n", "  - export: {}\n  - prune: {keep: 0.5}\n"), r"prune takes a torch network"),
         (("keep: 0.75}", 'keep: 0.75, exclude: ["convv*"]}'), r"convv\*"),
         (("version: 1", "version: 2"), r"version: 2 must be"),
     ],

@@ -357,3 +357,14 @@ def test_predict_gives_logits_in_order():
     right = (logits.argmax(1).numpy() == DATA.validation.labels).mean()
     assert accuracy(module, DATA.validation) == right
     assert predict(module, DATA.validation, limit=9).shape == (9, 4)
+
+
+def test_one_wild_batch_cannot_throw_the_weights_far(tmp_path):
+    config = TrainConfig(epochs=1, batch_size=160, momentum=0.0, weight_decay=0.0, learning_rate=1.0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    before = [p.detach().clone() for p in module.parameters()]
+    train(module, config, DATA, lambda m, b: 1e6 * labels(m, b), context(tmp_path / "a", DATA), "x")
+    moved = math.sqrt(
+        sum(float((p - q).detach().pow(2).sum()) for p, q in zip(module.parameters(), before, strict=True))
+    )
+    assert moved == pytest.approx(0.05 * 2.0, rel=1e-3)  # first rate of the warm-up, times the largest norm
