@@ -61,7 +61,12 @@ def removable(module: nn.Module, inputs: Tensor) -> list[str]:
         inputs: (batch, ...), real inputs.
     """
     layers = (nn.Linear, *CONVOLUTIONS)
-    names = [n for n, m in module.named_modules() if n and any(isinstance(inner, layers) for inner in m.modules())]
+    names = [
+        name
+        for name, inner in module.named_modules()
+        # A layer alone gives zeros.
+        if name and not isinstance(inner, layers) and any(isinstance(layer, layers) for layer in inner.modules())
+    ]
     calls: dict[str, list[Tensor | None]] = {name: [] for name in names}
 
     def record(name: str, args: tuple[object, ...]) -> None:

@@ -44,26 +44,30 @@ class Narrowing:
     def cut(self, keep: float) -> Cut:
         """Keeps this share of each group's channels, rounded up; a group that fails its trial stays whole."""
         surgery, faults = self._tried(self._chosen(keep))
-        notes = (f"{name} stays whole: {why}" for name, why in faults.items())
-        return Cut(operate(deepcopy(self.module), surgery), surgery, (*self.notes, *notes))
+        return Cut(operate(deepcopy(self.module), surgery), surgery, (*self.notes, *_told(faults)))
+
+    def tested(self) -> Narrowing:
+        """Without the groups that fail when all but one channel (or one multiple) leaves; the notes say why."""
+        _, faults = self._tried(self._chosen(1 / GRID))
+        usable = tuple(group for group in self.found if group.name not in faults)
+        return replace(self, found=usable, notes=(*self.notes, *_told(faults)))
 
     def share_for(self, speedup: float) -> float:
-        """The largest share of channels that leaves at most 1/speedup of the multiply-accumulates, by bisection.
+        """The largest share of channels that leaves at most 1/speedup of the multiply-accumulates, by bisection. Ask a
+        `tested` one: here nothing is tried.
 
         Raises:
             StageError: the smallest share would not be enough.
         """
         shape = tuple(self.inputs.shape[1:])
-        _, faults = self._tried(self._chosen(1 / GRID))
-        usable = replace(self, found=tuple(group for group in self.found if group.name not in faults))
         before = macs(self.module, shape)
 
         def reached(step: int) -> float:
-            surgery = merged(usable._chosen(step / GRID).values())
+            surgery = merged(self._chosen(step / GRID).values())
             return before / macs(operate(deepcopy(self.module), surgery), shape)
 
         if (most := reached(1)) < speedup:
-            whole = "; ".join([*self.notes, *(f"{name} stays whole: {why}" for name, why in faults.items())])
+            whole = "; ".join(self.notes)
             raise StageError(f"{speedup:.4g} times fewer MACs cannot be reached, at most {most:.4g}. {whole}".strip())
         enough, beyond = 1, GRID + 1
         while beyond - enough > 1:
@@ -83,20 +87,26 @@ class Narrowing:
                 chosen[group.name] = group.cuts(tuple(gone))
         return chosen
 
-    def _tried(self, chosen: Mapping[str, tuple[Surgery, ...]]) -> tuple[tuple[Surgery, ...], dict[str, str]]:
-        """(the cuts that hold together, by group name why others do not)."""
-        together = merged(chosen.values())
-        if not together or not fault(self.module, together, self.inputs):
+    def _tried(
+        self, chosen: Mapping[str, tuple[Surgery, ...]], good: tuple[Surgery, ...] = ()
+    ) -> tuple[tuple[Surgery, ...], dict[str, str]]:
+        """(the cuts that hold together, on top of `good` ones; by group name why others do not). What fails together
+        is tried in halves: few groups fail, and most of the others pass at once."""
+        together = merged([good, *chosen.values()])
+        why = fault(self.module, together, self.inputs) if chosen else ""
+        if not why:
             return together, {}
-        good: tuple[Surgery, ...] = ()
-        faults = {}
-        for name, cuts in chosen.items():  # one of them is to blame: each is tried on top of those that held
-            wider = merged([good, cuts])
-            if why := fault(self.module, wider, self.inputs):
-                faults[name] = why
-            else:
-                good = wider
-        return good, faults
+        names = list(chosen)
+        if len(names) == 1:
+            return good, {names[0]: why}
+        half = len(names) // 2
+        good, first = self._tried({name: chosen[name] for name in names[:half]}, good)
+        good, second = self._tried({name: chosen[name] for name in names[half:]}, good)
+        return good, first | second
+
+
+def _told(faults: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(f"{name} stays whole: {why}" for name, why in faults.items())
 
 
 def narrowing(

@@ -70,7 +70,7 @@ def bring_weights(candidate: Candidate, out: Path) -> Path | None:
 def strip(model: ModelProto) -> None:
     """Removes, in place, what exporters leave for people: it holds paths and stack traces of the machine it ran on, and
     makes two files of the same network differ. Also operator sets that no node uses."""
-    model.doc_string = ""
+    model.ClearField("doc_string")
     del model.metadata_props[:]
     domains = {""}
     for inner in _graphs(model.graph):
@@ -80,7 +80,7 @@ def strip(model: ModelProto) -> None:
         inner.value_info.extend(infos)
         domains |= {node.domain for node in inner.node}
         for part in (inner, *inner.node, *inner.input, *inner.output, *inner.value_info, *inner.initializer):
-            part.doc_string = ""
+            part.ClearField("doc_string")
             del part.metadata_props[:]
     if not model.functions:
         opsets = [opset for opset in model.opset_import if opset.domain in domains]
@@ -219,7 +219,7 @@ def session(model: ModelProto | Path, options: Any = None) -> Any:
 
     options = options or onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors are raised, and notes about unused constants are no news
+    options.log_severity_level = 4  # errors are raised: no need to print them too
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -260,12 +260,12 @@ def from_onnx(path: Path, splits: Splits, out: Path) -> Candidate:
     for batch in (1, 3):  # a graph may promise a dynamic batch and still hold a fixed one inside
         try:
             given = np.resize(splits.train.inputs(slice(0, batch)), (batch, *shape))
-            got: object = predict(runner, given).shape
+            made = predict(runner, given).shape
+            wrong = "" if made == (batch, classes) else f"gives {made} and should give {(batch, classes)}"
         except StageError as error:
-            got = error
-        if got != (batch, classes):
-            what = f"fails with a batch of {batch}: it gives {got}, and should give {(batch, classes)}"
-            raise InputError(Fault(what, file=str(path), help=_DYNAMIC))
+            wrong = f"fails: {error}"
+        if wrong:
+            raise InputError(Fault(f"a batch of {batch} {wrong}", file=str(path), help=_DYNAMIC))
     return Candidate("teacher", Origin(str(path)), signature, onnx=copied)
 
 

@@ -55,6 +55,7 @@ def prune(candidate: Candidate, config: PruneConfig, context: Context) -> Candid
         else:
             assert config.speedup is not None
             already = macs(before, shape) / macs(module, shape)
+            round_ = round_.tested()
             share = round_.share_for(max(1.0, config.speedup**done / already))
         cut = round_.cut(share)
         module, notes = cut.module, cut.notes

@@ -1,9 +1,10 @@
-"""Tiny data, tiny networks, and the battery that every stage passes. Shipped, so that a stage from outside can take it.
+"""Tiny data, tiny networks, and the battery that every stage passes. Shipped, so that a stage from outside can take it:
 
-from stages.testing import battery
+    @pytest.mark.parametrize("check", battery("prune"), ids=str)
+    def test_prune(check, tmp_path):
+        check(tmp_path)
 
-@pytest.mark.parametrize("check", battery("prune"), ids=str)
-def test_prune(check, tmp_path): check(tmp_path)
+The cases of attar's own stages are in `CASES`; a stage from outside brings its own table.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Cut:
     notes: tuple[str, ...] = ()
 
 
-def examples(data: Splits, count: int = 8) -> Tensor:
+def examples(data: Splits, count: int = 4) -> Tensor:
     """Inputs (count, ...) spread over the train split."""
     return torch.from_numpy(data.train.inputs(np.linspace(0, len(data.train) - 1, count).astype(np.int64)))
 

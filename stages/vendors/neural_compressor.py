@@ -27,6 +27,9 @@ JIT = r"`torch\.jit\.script_method` is deprecated"
 
 ALGORITHMS = {"minmax": "minmax", "entropy": "kl"}
 
+_ATEN = torch.ops.aten
+AVERAGES = (_ATEN.mean.dim, _ATEN.adaptive_avg_pool2d.default, _ATEN.avg_pool2d.default)
+
 
 def activation_ranges(
     module: nn.Module,
@@ -55,7 +58,7 @@ def activation_ranges(
 
     with quiet(CHATTER, [JIT]), torch.no_grad():
         from neural_compressor.torch.export import export
-        from neural_compressor.torch.quantization import StaticQuantConfig, convert, prepare
+        from neural_compressor.torch.quantization import StaticQuantConfig, prepare
 
         example = torch.zeros(2, *signature.input_shape)
         dynamic = ({0: torch.export.Dim("batch", min=1)},)
@@ -65,13 +68,12 @@ def activation_ranges(
             prepared = prepare(captured, StaticQuantConfig(act_algo=ALGORITHMS[method]))
             for inputs in batches:
                 prepared(torch.from_numpy(inputs))
-            converted = convert(prepared)
+            ranges = _ranges(prepared, names)
         except Exception as error:  # it raises bare RuntimeError and AssertionError, and whatever torch raises inside
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise StageError(
                 f"neural-compressor failed: {reason}. Engine onnxruntime needs no torch network"
             ) from error
-    ranges = _ranges(converted, names)
     if not ranges:
         raise StageError("neural-compressor found nothing to quantize in the network")
     return ranges
@@ -90,23 +92,24 @@ def _names(captured: Any, signature: Signature) -> dict[str, str]:
     return names
 
 
-def _ranges(converted: Any, names: dict[str, str]) -> Ranges:
-    """What its Q nodes can show: (qmin - zero point) * scale to (qmax - zero point) * scale.
+def _ranges(prepared: Any, names: dict[str, str]) -> Ranges:
+    """What the observers decided: (qmin - zero point) * scale to (qmax - zero point) * scale.
 
-    Pooling and reshaping borrow the range of what they read, even where an average is much smaller: such a range says
-    nothing about the value, and is left out.
+    They are asked directly: `convert` would do no more for ranges, and takes minutes where a batch norm stands alone.
+    Pooling and reshaping share the observer of what they read. It tells about what they read; but where one of them
+    averages, its smaller numbers have pulled the range down, batch by batch, and it is left out.
     """
-    ops: Any = torch.ops.quantized_decomposed
+    watched: dict[Any, list[Any]] = {}  # observer -> the nodes whose values it has seen
+    for node in prepared.graph.nodes:
+        if node.op == "call_module" and node.args:
+            observer = prepared.get_submodule(node.target)
+            if hasattr(observer, "calculate_qparams") and node.args[0].op != "get_attr":  # weights are attributes
+                watched.setdefault(observer, []).append(node.args[0])
     ranges: Ranges = {}
-    for node in converted.graph.nodes:
-        if node.op != "call_function" or node.target is not ops.quantize_per_tensor.default:
+    for observer, values in watched.items():
+        if any(value.target in AVERAGES for value in values[1:]):
             continue
-        value, scale, zero, low, high = node.args[:5]
-        source: Any = value.args[0] if value.args else None
-        borrowed = getattr(source, "target", None) is ops.dequantize_per_tensor.default and source.args[1:3] == (
-            scale,
-            zero,
-        )
-        if not borrowed:
-            ranges[names.get(value.name, value.name)] = (low - zero) * float(scale), (high - zero) * float(scale)
+        scale, zero = (float(number) for number in observer.calculate_qparams())
+        name = values[0].name
+        ranges[names.get(name, name)] = (observer.quant_min - zero) * scale, (observer.quant_max - zero) * scale
     return ranges

@@ -324,9 +324,10 @@ def test_an_interrupted_student_ends_bit_equal(teacher, tmp_path, monkeypatch):
         return F.mse_loss(student, teacher)
 
     ctx = context(tmp_path / "b", DATA, teacher=teacher)
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(losses, "feature", strike)
+    monkeypatch.setattr(losses, "feature", strike)
+    with pytest.raises(Killed):
         distill(teacher, settings, ctx)
+    monkeypatch.undo()
     heard = []
     again = distill(teacher, settings, replace(ctx, say=heard.append))
     assert heard == ["keep 0.5: goes on after epoch 2 of 4"]

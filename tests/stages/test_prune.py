@@ -295,7 +295,7 @@ def test_wrong_surgery_has_a_fault(teachers):
     assert "answers otherwise than with silenced channels" in fault(net, crossed, x)
     assert "the cut network fails" in fault(net, crossed[:2], x)
     outputs = (Surgery("9", "out", (0,)),)
-    assert "gives outputs of shape (8, 3), not (8, 4)" in fault(net, outputs, x)
+    assert "gives outputs of shape (4, 3), not (4, 4)" in fault(net, outputs, x)
 
 
 def test_cuts_of_one_layer_unite():

@@ -288,6 +288,21 @@ def test_the_rate_warms_up_and_falls_to_zero(tmp_path):
     assert rates[-1] < 1e-4
 
 
+def test_each_epoch_has_its_own_order_and_augmentation(tmp_path):
+    seen = []
+
+    def loss(module, batch):
+        seen.append(batch)
+        return labels(module, batch)
+
+    data = tiny_splits(train=16)
+    train(net(), replace_config(CONFIG, epochs=2), data, loss, context(tmp_path / "a", data), "x")
+    first, second = seen
+    assert sorted(first.index.tolist()) == sorted(second.index.tolist())
+    assert first.index.tolist() != second.index.tolist()
+    assert not torch.equal(first.inputs[first.index.argsort()], second.inputs[second.index.argsort()])
+
+
 @pytest.mark.parametrize("examples", [160, 170, 5])
 def test_whole_batches_only_unless_there_is_just_one(tmp_path, examples):
     seen = []
