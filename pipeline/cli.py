@@ -31,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # rich takes longer to wake than everything else that --help needs
 )
-targets_app = typer.Typer(help="List the shipped targets, show one, or propose one for this machine.")
+targets_app = typer.Typer(help="List targets, show one, or detect this machine.")
 stages_app = typer.Typer(help="List the stages, or show what one can be told.")
 app.add_typer(targets_app, name="targets", invoke_without_command=True)
 app.add_typer(stages_app, name="stages", invoke_without_command=True)
@@ -46,7 +46,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standar
 
 @app.command()
 def check(recipe: RecipePath, set_: Sets = None) -> None:
-    """Find every fault in a recipe at once. Trains and measures nothing."""
+    """Find every fault in a recipe at once.
+
+    Builds the network to match patterns against it; trains and measures nothing.
+    """
     from pipeline.preflight import preflight
 
     loaded, document = _load(recipe, set_)
@@ -56,7 +59,7 @@ def check(recipe: RecipePath, set_: Sets = None) -> None:
 
 @app.command()
 def plan(recipe: RecipePath, set_: Sets = None) -> None:
-    """Show the steps of a recipe: which are stored already, which will run."""
+    """Show the steps: stored already, or to be run."""
     from pipeline.plan import plan as lay_out
     from pipeline.report.terminal import print_plan
 
@@ -76,7 +79,7 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute every step again, whatever is stored.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a recipe end to end and judge what comes out against its budget."""
+    """Run a recipe and judge what comes out."""
     from pipeline import output
     from pipeline.code import importable
     from pipeline.events import Events, log_to
@@ -91,7 +94,7 @@ def run(
     loaded, document = _load(recipe, set_)
     laid = lay_out(loaded, _base(document))
     store = _store()
-    if fresh or not all(store.find(step.key) for step in laid.steps):
+    if fresh or not all(store.has(step.key) for step in laid.steps):
         preflight(loaded, document)
     out = out or Path("runs") / loaded.name
     partial = output.prepare(out)
@@ -198,7 +201,7 @@ def new(name: Annotated[str, typer.Argument(help="Name of the recipe; NAME.yaml 
 
 @app.command()
 def doctor() -> None:
-    """Show what attar finds on this machine: libraries, extras, processor, store."""
+    """Show what attar finds on this machine."""
     from pipeline.doctor import findings
     from pipeline.report.terminal import print_table
 
@@ -225,13 +228,14 @@ def _guarded(arguments: list[str]) -> int:
     try:
         code = app(arguments, prog_name="attar", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        _tell("\ninterrupted; what was finished is stored, and the same command goes on from there")
-        return 130
+        code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
         return _told(error)
+    if code == 130:  # typer turns Ctrl-C into this code itself, or into Abort, by its version
+        _tell("\ninterrupted; what was finished is stored, and the same command goes on from there")
     return code if isinstance(code, int) else 0
 
 

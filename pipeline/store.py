@@ -80,9 +80,13 @@ class Store:
         self._work: Path | None = None
         self._owner: int | None = None
 
+    def has(self, key: str) -> bool:
+        """Is there a record of this step? Cheap: nothing is verified."""
+        return self._record(key).exists()
+
     def find(self, key: str) -> Entry | None:
         """The finished step with this key, every byte of it verified, or None."""
-        record = self.root / "steps" / f"{key}.json"
+        record = self._record(key)
         if not record.exists():
             return None
         try:
@@ -109,8 +113,7 @@ class Store:
             if not (blob.is_file() and digests.of_file(blob) == sha):
                 write_atomically(blob, data)
         entry = Entry(key, files, dict(values or {}))
-        record = json.dumps(asdict(entry), sort_keys=True, indent=1)
-        write_atomically(self.root / "steps" / f"{key}.json", record.encode())
+        write_atomically(self._record(key), json.dumps(asdict(entry), sort_keys=True, indent=1).encode())
         shutil.rmtree(self.root / "scratch" / key, ignore_errors=True)
         return entry
 
@@ -173,6 +176,9 @@ class Store:
     def size_bytes(self) -> int:
         """Bytes of all blobs."""
         return sum(p.stat().st_size for p in (self.root / "objects").glob("*/*"))
+
+    def _record(self, key: str) -> Path:
+        return self.root / "steps" / f"{key}.json"
 
     def _blob(self, sha: str) -> Path:
         return self.root / "objects" / sha[:2] / sha[2:]

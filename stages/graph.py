@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorProto
 
 from stages.base import Candidate, Origin, Signature
 from stages.data import Splits
@@ -99,17 +99,17 @@ def _graphs(top: GraphProto) -> Iterator[GraphProto]:
 
 
 def rename(model: ModelProto, names: Mapping[str, str]) -> None:
-    """Renames values, in place. A name that another value already has is left alone."""
+    """Renames values, in place. A value keeps its name where another one has the new name already.
+
+    Args:
+        names: old -> new; new names differ from each other.
+    """
     graph = model.graph
     values = {name for node in graph.node for name in (*node.input, *node.output) if name}
     values |= {part.name for part in (*graph.input, *graph.initializer)}
-    wanted = {old: new for old, new in names.items() if old in values and old != new}
-    taken = values - wanted.keys()
-    new_names: dict[str, str] = {}
-    for old, new in wanted.items():
-        if new not in taken:
-            new_names[old] = new
-            taken.add(new)
+    new_names = {old: new for old, new in names.items() if old in values}
+    while clashes := [old for old, new in new_names.items() if new in values - new_names.keys()]:
+        del new_names[clashes[0]]  # it keeps its name, which may now stand in another's way
     for node in graph.node:
         node.input[:] = [new_names.get(name, name) for name in node.input]
         node.output[:] = [new_names.get(name, name) for name in node.output]
@@ -184,25 +184,15 @@ def _float_values(model: ModelProto) -> set[str]:
     return {name for name, kind in kinds.items() if kind == TensorProto.FLOAT}
 
 
-def watched(model: ModelProto, also: Sequence[str] | None = None) -> tuple[ModelProto, list[str]]:
-    """A copy of the graph that gives out its float values, and their names in the order they are computed.
-
-    Args:
-        also: only these values; None: every float value that a node makes.
-    """
-    copy = ModelProto()
-    copy.CopyFrom(onnx.shape_inference.infer_shapes(model))
-    infos: dict[str, ValueInfoProto] = {info.name: info for info in (*copy.graph.value_info, *copy.graph.output)}
-    names = []
-    for node in copy.graph.node:
-        for name in node.output:
-            info = infos.get(name)
-            if info is None or info.type.tensor_type.elem_type != TensorProto.FLOAT:
-                continue
-            if also is None or name in also:
-                names.append(name)
+def watched(model: ModelProto) -> tuple[ModelProto, list[str]]:
+    """A copy of the graph that gives out every float value that a node makes, and their names in that order."""
+    copy = onnx.shape_inference.infer_shapes(model)
+    infos = {info.name: info for info in (*copy.graph.value_info, *copy.graph.output)}
+    made = [name for node in copy.graph.node for name in node.output if name in infos]
+    names = [name for name in made if infos[name].type.tensor_type.elem_type == TensorProto.FLOAT]
+    outputs = [infos[name] for name in names]
     del copy.graph.output[:]
-    copy.graph.output.extend(infos[name] for name in names)
+    copy.graph.output.extend(outputs)
     return copy, names
 
 
@@ -220,8 +210,8 @@ def session(model: ModelProto | Path, options: Any = None) -> Any:
     options = options or onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors are raised: no need to print them too
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
+        source = str(model) if isinstance(model, Path) else model.SerializeToString()
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common root
         raise StageError(f"onnxruntime {onnxruntime.__version__} refuses the model: {_first_line(error)}") from error

@@ -128,9 +128,14 @@ def _ranges(
             f"engine neural_compressor works on the torch network, and {candidate.name} has none (it comes from "
             f"{candidate.origin.source}): choose engine onnxruntime"
         )
-    from stages.network import build
-    from stages.vendors import neural_compressor
-
+    try:
+        from stages.network import build
+        from stages.vendors import neural_compressor
+    except ModuleNotFoundError as missing:
+        raise StageError(
+            f"engine neural_compressor needs {missing.name}, which is not installed: pip install 'attar[compress]', or "
+            "choose engine onnxruntime"
+        ) from missing
     context.progress(0.1, "watching ranges in torch")
     found = neural_compressor.activation_ranges(build(candidate), candidate.signature, batches(), config.calibration)
     context.progress(0.5, "watching ranges in ONNX")

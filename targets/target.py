@@ -39,7 +39,9 @@ class Int8Rules(Frozen):
     per_channel: bool = Field(True, description="one weight scale per output channel")
     reduce_range: bool = Field(False, description="7-bit weights, where u8 x s8 products saturate 16 bits")
     symmetric_activations: bool = False
-    op_types: tuple[str, ...] = Field((), description="operators worth quantizing; empty: all that the quantizer can")
+    op_types: tuple[str, ...] = Field(
+        (), description="operators worth quantizing; empty: all that int8 kernels exist for"
+    )
 
 
 class Meter(Frozen):

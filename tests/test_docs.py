@@ -46,7 +46,9 @@ def test_commands_and_links_exist(page):
     text = page.read_text(encoding="utf-8")
     helped = subprocess.check_output([sys.executable, "-m", "pipeline.cli", "--help"], text=True)
     known = set(re.findall(r"^  ([a-z]+) ", helped, re.M))
-    shown = set(re.findall(r"(?:^|`|\$ )attar ([a-z]+)", text, re.M))
+    shown = set(re.findall(r"`attar ([a-z]+)", text))
+    for block in re.findall(r"^```\n(.*?)^```", text, re.M | re.S):
+        shown |= set(re.findall(r"^attar ([a-z]+)", block, re.M))
     assert shown <= known, f"{page.name} shows commands that do not exist: {shown - known}"
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (page.parent / link).exists(), f"{page.name} links to {link}"

@@ -132,6 +132,15 @@ def test_a_folder_that_no_run_wrote_is_never_replaced(finished, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
 
 
+DEEP = """\
+from torch import nn
+
+def deep():
+    hidden = [layer for _ in range(12) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(64, 4))
+"""
+
+
 def _start(folder, out):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-m", "pipeline.cli", "run", "tiny.yaml", "--out", out]
@@ -210,11 +219,12 @@ def test_a_full_disk_is_one_clear_fault_and_loses_nothing(finished, tmp_path):
 
 
 def test_a_loss_that_becomes_nan_is_a_clear_failure_and_is_not_stored(tmp_path):
+    """Twelve linear layers at a learning rate of 100; the network lies beside the recipe."""
     write_tiny(tmp_path)
-    wild = ("--set", "model.train.learning_rate=100", "--set", "model.train.epochs=20")
-    done = attar("run", "tiny.yaml", "--json", *wild, cwd=tmp_path)
-    if done.returncode != 3:
-        pytest.fail(f"expected a failure, got {done.returncode}: {done.stderr[-500:]}")
+    (tmp_path / "deep.py").write_text(DEEP)
+    model = "model={source: deep:deep, train: {epochs: 20, batch_size: 16, learning_rate: 100}}"
+    done = attar("run", "tiny.yaml", "--json", "--set", model, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
     assert "learning_rate" in done.stderr
     assert json.loads(done.stdout)["verdict"] == "failed"
     assert not (tmp_path / "runs/tiny").exists()

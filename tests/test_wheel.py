@@ -1,6 +1,7 @@
 """The wheel holds all that a user needs: packages, profiles, page templates and the command."""
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -14,8 +15,10 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(ROOT)]
+    source, out = tmp_path_factory.mktemp("source") / "attar", tmp_path_factory.mktemp("dist")
+    leave = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=leave)  # what an earlier build left behind must not get into the wheel
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(out), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return next(out.glob("attar-*.whl"))

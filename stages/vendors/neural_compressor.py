@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import neural_compressor.common.utils  # noqa: F401  # sets its logger up, which can then be stilled
 import torch
 from torch import nn
 
@@ -54,8 +55,6 @@ def activation_ranges(
         raise StageError(
             f"neural-compressor has no {method!r} calibration: choose minmax or entropy, or engine onnxruntime"
         )
-    import neural_compressor.common.utils  # noqa: F401  # sets its logger up, so that the next line can still it
-
     with quiet(CHATTER, [JIT]), torch.no_grad():
         from neural_compressor.torch.export import export
         from neural_compressor.torch.quantization import StaticQuantConfig, prepare

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -75,13 +75,10 @@ def fold(model: ModelProto, scratch: Path) -> ModelProto:
 
 
 def calibrate(
-    model: ModelProto,
-    batches: Callable[[], Iterable[Floats]],
-    method: Method = "minmax",
-    percentile: float = 99.99,
-    names: Sequence[str] | None = None,
+    model: ModelProto, batches: Callable[[], Iterable[Floats]], method: Method = "minmax", percentile: float = 99.99
 ) -> Ranges:
-    """Watches the float graph on real inputs and returns the range of every float value, the input's too.
+    """Watches the float graph on real inputs and returns the range of every float value, the input's too. All ranges
+    hold zero.
 
     Memory is bounded by one batch: its inputs and all values that the graph computes from it. Between batches two
     numbers per value are kept and, for percentile and entropy, a histogram of fixed width: a first pass finds the
@@ -91,18 +88,16 @@ def calibrate(
     Args:
         batches: gives the same inputs (batch, ...) each time it is called.
         percentile: share of the numbers, in percent, that stay inside the range; for `percentile` only.
-        names: only these values.
 
     Raises:
         StageError: there are no inputs, or a value is NaN or infinite; the message names it.
     """
-    seen, order = graph.watched(model, names)
+    seen, order = graph.watched(model)
     runner, source = graph.session(seen), seen.graph.input[0].name
 
     def values() -> Iterator[dict[str, Floats]]:
         for inputs in batches():
-            made = dict(zip(order, runner.run(order, {source: inputs}), strict=True)) if order else {}
-            yield {source: inputs, **made} if names is None or source in names else made
+            yield {source: inputs, **dict(zip(order, runner.run(order, {source: inputs}), strict=True))}
 
     ranges = _extremes(values())
     return ranges if method == "minmax" else _clipped(values(), ranges, method, percentile)

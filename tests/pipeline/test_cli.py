@@ -23,7 +23,7 @@ def _fault(folder, *arguments, command="check"):
 def test_five_faults_at_once_with_lines(tmp_path):
     text = TINY.replace("source: tiny.npz", "sourse: tiny.npz")
     text = text.replace("keep: 0.75", "keep: 1.3")
-    text = text.replace("- distill: {epochs: 1, batch_size: 16}", "- destill: {epochs: 1, batch_size: 16}")
+    text = text.replace("- distill: {epochs: 4, batch_size: 16}", "- destill: {epochs: 4, batch_size: 16}")
     text = text.replace("size_mb: 1.0", "size_mb: -1")
     text = text.replace("use: quick.yaml", "use: locl")
     write_tiny(tmp_path, text)
@@ -41,7 +41,7 @@ def test_five_faults_at_once_with_lines(tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (("epochs: 3", "epochs: three"), r"model\.train\.epochs: 'three'"),
+        (("epochs: 8", "epochs: three"), r"model\.train\.epochs: 'three'"),
         (("[0.25]", "[0.25"), r"tiny\.yaml:\d+: is not YAML"),
         (("tiny.npz", "tyni.npz"), r"data\.source: .*no such file"),
         (("tiny.npz", "mnist"), r"data\.source: .*mnist"),

@@ -56,7 +56,7 @@ def test_the_order_quantize_export_or_export_quantize_is_the_same_plan(tmp_path)
     ("key", "value", "first_changed"),
     [
         ("seed", "4", "teacher"),
-        ("model.train.epochs", "4", "teacher"),
+        ("model.train.epochs", "9", "teacher"),
         ("stages.1.prune.keep", "0.5", "prune keep 1"),
         ("stages.3.quantize.samples", "16", "quantize keep 1"),
         ("stages.4.export.samples", "9", "export teacher"),

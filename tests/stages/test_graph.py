@@ -163,6 +163,8 @@ def test_rename_swaps_names_but_takes_none():
     assert [list(node.input) for node in model.graph.node] == [["input", "shape"], ["flat", "flat2", "head.bias"]]
     graph.rename(model, {"flat": "flat2", "flat2": "flat"})
     assert [list(node.input) for node in model.graph.node] == [["input", "shape"], ["flat2", "flat", "head.bias"]]
+    graph.rename(model, {"flat": "shape", "flat2": "flat"})
+    assert [list(node.input) for node in model.graph.node] == [["input", "shape"], ["flat2", "flat", "head.bias"]]
     onnx.checker.check_model(model, full_check=True)
 
 
@@ -182,7 +184,6 @@ def test_watched_gives_out_every_float_value():
     values = runner.run(order, {"x": np.ones((2, 1, 8, 8), np.float32)})
     assert [value.shape for value in values] == [(2, 64), (2, 4)]
     assert [value.name for value in model.graph.output] == ["y"]
-    assert graph.watched(model, ["flat"])[1] == ["flat"]
 
 
 def quantized(*, output=True):

@@ -1,6 +1,7 @@
 """neural-compressor's ranges: do their names mean the same values as in the ONNX graph?"""
 
 import logging
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_other_networks_match_too(tmp_path, source):
     assert len(ranges) >= 3
 
 
-@pytest.mark.parametrize("calibration", ["minmax", "entropy"])
+@pytest.mark.parametrize("calibration", ["minmax", pytest.param("entropy", marks=pytest.mark.slow)])
 def test_both_engines_make_like_networks(exported, digits, tmp_path, calibration):
     candidate, images = exported["projection"], digits.test.inputs(slice(0, 300))
     made = {
@@ -134,6 +135,17 @@ def test_it_has_no_percentiles(exported, digits, tmp_path):
     config = QuantizeConfig(engine="neural_compressor", calibration="percentile")
     with pytest.raises(StageError, match="neural-compressor has no 'percentile' calibration: choose minmax or entropy"):
         quantize(exported["seed_cnn"], config, context(tmp_path, digits))
+
+
+def test_it_may_not_be_installed(exported, digits, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "stages.vendors.neural_compressor")
+    monkeypatch.delattr("stages.vendors.neural_compressor")
+    monkeypatch.setitem(sys.modules, "neural_compressor", None)
+    says = (
+        r"engine neural_compressor needs neural_compressor.*, which is not installed: pip install 'attar\[compress\]'"
+    )
+    with pytest.raises(StageError, match=says):
+        quantize(exported["projection"], QuantizeConfig(engine="neural_compressor"), context(tmp_path, digits))
 
 
 def test_its_failures_are_stage_errors(exported, digits):
