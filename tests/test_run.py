@@ -132,12 +132,15 @@ def test_a_folder_that_no_run_wrote_is_never_replaced(finished, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
 
 
-DEEP = """\
+STEEP = """\
 from torch import nn
 
-def deep():
-    hidden = [layer for _ in range(12) for layer in (nn.Linear(64, 64), nn.ReLU())]
-    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(64, 4))
+class Exp(nn.Module):
+    def forward(self, x):
+        return x.exp()
+
+def steep():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4), Exp())
 """
 
 
@@ -219,10 +222,10 @@ def test_a_full_disk_is_one_clear_fault_and_loses_nothing(finished, tmp_path):
 
 
 def test_a_loss_that_becomes_nan_is_a_clear_failure_and_is_not_stored(tmp_path):
-    """Twelve linear layers at a learning rate of 100; the network lies beside the recipe."""
+    """Exponentials at a learning rate of 100; the network lies beside the recipe."""
     write_tiny(tmp_path)
-    (tmp_path / "deep.py").write_text(DEEP)
-    model = "model={source: deep:deep, train: {epochs: 20, batch_size: 16, learning_rate: 100}}"
+    (tmp_path / "steep.py").write_text(STEEP)
+    model = "model={source: steep:steep, train: {epochs: 20, batch_size: 16, learning_rate: 100}}"
     done = attar("run", "tiny.yaml", "--json", "--set", model, cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert "learning_rate" in done.stderr
