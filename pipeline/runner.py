@@ -192,15 +192,13 @@ class Runner:
 
     def _teacher(self, context: Context) -> Candidate:
         model = self.recipe.model
-        origin = sources.origin(model, self.base)
         if model.form == "onnx":
             from stages.graph import from_onnx
 
-            made = from_onnx(self.base / model.source, context.data, context.out)
-            made.save(context.out)
-            return made
+            return from_onnx(self.base / model.source, context.data, context.out)
         from stages.teacher import teach  # wakes torch
 
+        origin = sources.origin(model, self.base)
         return teach(origin, self.base / model.weights if model.weights else None, model.train, context)
 
     def _judge(self, goal: Goal) -> Outcome:

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto
 
-from stages.base import Candidate, Origin, Signature
+from stages.base import Candidate, Origin, Signature, Step
 from stages.data import Splits
 from targets.artifact import Artifact, load
 from targets.errors import Fault, InputError, StageError
@@ -250,13 +250,16 @@ def from_onnx(path: Path, splits: Splits, out: Path) -> Candidate:
     for batch in (1, 3):  # a graph may promise a dynamic batch and still hold a fixed one inside
         try:
             given = np.resize(splits.train.inputs(slice(0, batch)), (batch, *shape))
-            made = predict(runner, given).shape
-            wrong = "" if made == (batch, classes) else f"gives {made} and should give {(batch, classes)}"
+            got = predict(runner, given).shape
+            wrong = "" if got == (batch, classes) else f"gives {got} and should give {(batch, classes)}"
         except StageError as error:
             wrong = f"fails: {error}"
         if wrong:
             raise InputError(Fault(f"a batch of {batch} {wrong}", file=str(path), help=_DYNAMIC))
-    return Candidate("teacher", Origin(str(path)), signature, onnx=copied)
+    step = Step("teacher", metrics={"opset": artifact.opset, "size_mb": artifact.size_bytes / 1e6})
+    made = Candidate("teacher", Origin(str(path)), signature, steps=(step,), onnx=copied)
+    made.save(out)
+    return made
 
 
 _DYNAMIC = 'export it with a dynamic batch: torch.onnx.export(..., dynamic_shapes=({0: "batch"},), dynamo=True)'

@@ -1,65 +1,10 @@
-"""A tiny recipe that goes through everything in seconds, written into a folder of its own."""
+"""Fixtures for all tests."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
-
-TINY = """\
-version: 1
-name: tiny
-seed: 3
-task: classification
-data: {source: tiny.npz, mean: [0.5], std: [0.25], validation: 0.3}
-model: {source: "stages.testing:tiny_cnn", args: {classes: 4}, train: {epochs: 8, batch_size: 16}}
-stages:
-  - distill: {students: [{keep: 1.0}, {keep: 0.5}], epochs: 6, batch_size: 16}
-  - prune: {keep: 0.75}
-  - distill: {epochs: 4, batch_size: 16}
-  - quantize: {samples: 32}
-  - export: {samples: 8}
-targets:
-  - use: quick.yaml
-    budget: {accuracy_drop_points: 15.0, latency_p50_ms: 50.0, size_mb: 1.0}
-"""
-
-QUICK = """\
-name: quick
-extends: local
-meter: {samples: 60, blocks: 3, warmup_s: 0.02, throughput_batch: 8}
-"""
-
-
-def write_tiny(folder: Path, text: str = TINY) -> Path:
-    """Writes the tiny recipe with its target and data into `folder`; returns the recipe's path."""
-    random = np.random.default_rng(0)
-    patterns = random.integers(40, 216, (4, 8, 8, 1))
-
-    def split(n):
-        labels = np.arange(n) % 4
-        return (patterns[labels] + random.normal(0, 40, (n, 8, 8, 1))).clip(0, 255).astype(np.uint8), labels
-
-    (x, y), (x_test, y_test) = split(240), split(200)
-    np.savez(folder / "tiny.npz", x_train=x, y_train=y, x_test=x_test, y_test=y_test)
-    (folder / "quick.yaml").write_text(QUICK, encoding="utf-8")
-    path = folder / "tiny.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def attar(*arguments, cwd, env=None, **options):
-    """Runs the real command in a real process."""
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
-    root = str(Path(__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": root, "NO_COLOR": "1", "COLUMNS": "100", **(env or {})}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=600, **options
-    )
+from tiny_run import write_tiny
 
 
 @pytest.fixture
 def tiny(tmp_path):
+    """The tiny recipe in a folder of its own."""
     return write_tiny(tmp_path)

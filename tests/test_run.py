@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import attar, write_tiny
+from tiny_run import attar, write_tiny
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,46 @@ def test_a_folder_that_no_run_wrote_is_never_replaced(finished, tmp_path):
     assert done.returncode == 2
     assert "was not written by attar" in done.stderr
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+
+
+def test_the_other_engine_ends_the_same_way(finished):
+    folder, _ = finished
+    engine = ("--set", "stages.3.quantize.engine=neural_compressor")
+    done = attar("run", "tiny.yaml", "--json", "--out", "nc", *engine, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    steps = {s["title"]: s for s in json.loads(done.stdout)["steps"]}
+    assert steps["distill keep 0.5"]["stored"]
+    assert any("matched by value name" in note for note in steps["quantize keep 0.5"]["notes"])
+
+
+ONNX = """\
+version: 1
+name: tiny
+data: {source: tiny.npz, mean: [0.5], std: [0.25], validation: 0.3}
+model: {source: float.onnx}
+stages: [{quantize: {samples: 32}}]
+targets: [{use: quick.yaml, budget: {size_mb: 1.0}}]
+"""
+
+
+def test_an_onnx_file_is_quantized_and_judged_where_there_is_no_torch(finished, tmp_path):
+    folder, _ = finished
+    lock = json.loads((folder / "runs/tiny/recipe.lock").read_text())
+    sha = next(s for s in lock["steps"] if s["title"] == "export teacher")["files"]["model.onnx"]
+    write_tiny(tmp_path, ONNX)
+    (tmp_path / "float.onnx").write_bytes((folder / ".attar/store/objects" / sha[:2] / sha[2:]).read_bytes())
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/torch.py").write_text("raise ModuleNotFoundError('no torch here', name='torch')\n")
+    bare = {"PYTHONPATH": f"{tmp_path}/bare:{Path(__file__).parents[1]}"}
+    done = attar("run", "tiny.yaml", "--json", cwd=tmp_path, env=bare)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [s["stage"] for s in report["steps"]] == ["teacher", "quantize", "measure", "verdict"]
+    (tmp_path / "tiny.yaml").write_text(ONNX.replace("[{quantize", "[{prune: {keep: 0.5}}, {quantize"))
+    refused = attar("check", "tiny.yaml", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "prune takes a torch network" in refused.stderr
+    assert "model.source is an ONNX file" in refused.stderr
 
 
 STEEP = """\

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import TINY, attar, write_tiny
+from tiny_run import TINY, attar, write_tiny
 
 
 def _left(folder):

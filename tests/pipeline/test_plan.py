@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import TINY, write_tiny
+from tiny_run import TINY, write_tiny
 
 from pipeline.plan import plan
 from pipeline.recipe import load
