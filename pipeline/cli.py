@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,47 +79,15 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe and judge what comes out."""
-    from pipeline import output
-    from pipeline.code import importable
-    from pipeline.events import Events, log_to
-    from pipeline.plan import plan as lay_out
-    from pipeline.preflight import preflight
     from pipeline.report.progress import progress
     from pipeline.report.terminal import print_report
-    from pipeline.runner import Runner
-    from targets.errors import AttarError, InputError
+    from pipeline.run import run as run_recipe
 
-    started = time.monotonic()
-    loaded, document = _load(recipe, set_)
-    laid = lay_out(loaded, _base(document))
-    store = _store()
-    if fresh or not all(store.has(step.key) for step in laid.steps):
-        preflight(loaded, document)
-    out = out or Path("runs") / loaded.name
-    partial = output.prepare(out)
     console = _console()
     with progress(console) as show:
-        events = Events(show, log_to(partial / "events.jsonl"))
-        store.on_spoiled = lambda key: events("spoiled", laid.title(key))
-        runner = Runner(loaded, _base(document), laid, store, events, fresh)
-        try:
-            with importable(_base(document)):
-                outcomes = runner.run()
-        except InputError:
-            raise
-        except AttarError as error:
-            report = output.failed(runner, str(error), document.text, time.monotonic() - started)
-            output.write_report(partial, report)
-            _tell(f"what was finished is stored; {partial}/report.html tells how far the run came")
-            if as_json:
-                sys.stdout.write(report.model_dump_json(indent=1) + "\n")
-            raise
-        finally:
-            store.close()
-    report = output.report_of(runner, outcomes, document.text, time.monotonic() - started)
-    output.write(partial, report, runner, outcomes)
-    output.swap_in(partial, out)
-    print_report(report, console, out)
+        report = run_recipe(recipe, out, _overrides(set_), fresh=fresh, listener=show)
+    out = out or Path("runs") / report.name
+    print_report(report, console, Path(f"{out}.partial") if report.verdict == "failed" else out)
     if as_json:
         sys.stdout.write(report.model_dump_json(indent=1) + "\n")
     raise typer.Exit(EXIT_CODES[report.verdict])
@@ -246,6 +213,9 @@ def _told(error: Exception) -> int:
     if isinstance(error, AttarError):
         _tell(str(error))
         return error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        _tell(f"{error.filename or 'writing'}: {error.strerror}; what was finished is stored")
+        return 3
     if hasattr(error, "show"):  # wrong words on the command line; typer brings its own click, which has no public name
         error.show()
         return 2
@@ -258,6 +228,11 @@ def _told(error: Exception) -> int:
 
 def _load(path: Path, sets: list[str] | None) -> tuple[Recipe, Document]:
     from pipeline.recipe import load
+
+    return load(path, _overrides(sets))
+
+
+def _overrides(sets: list[str] | None) -> dict[str, str]:
     from targets.errors import InputError
 
     overrides = {}
@@ -266,7 +241,7 @@ def _load(path: Path, sets: list[str] | None) -> tuple[Recipe, Document]:
         if not sep or not key:
             raise InputError(f"--set {item!r} must look like KEY=VALUE", help="--set stages.0.distill.epochs=2")
         overrides[key] = value
-    return load(path, overrides)
+    return overrides
 
 
 def _base(document: Document) -> Path:
@@ -274,9 +249,10 @@ def _base(document: Document) -> Path:
 
 
 def _store() -> Any:
+    from pipeline.run import default_store
     from pipeline.store import Store
 
-    return Store(Path(os.environ.get("ATTAR_STORE") or Path(".attar") / "store"))
+    return Store(default_store())
 
 
 def _console(stdout: bool = False) -> Any:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -34,23 +35,33 @@ from targets import artifact
 from targets.budget import Measurement, worst
 from targets.errors import InputError
 
-__all__ = ["failed", "prepare", "report_of", "swap_in", "write"]
+__all__ = ["failed", "prepared", "report_of", "swap_in", "write"]
 
 _LIBRARIES = ("attar", "numpy", "onnx", "onnxruntime", "onnxscript", "torch", "torch-pruning", "neural-compressor")
 
 
-def prepare(out: Path) -> Path:
-    """The empty folder beside `out` that takes the new files.
+@contextmanager
+def prepared(out: Path) -> Iterator[Path]:
+    """The empty folder beside `out` that takes the new files. Unusable input takes it away again; a kill leaves it.
 
     Raises:
-        InputError: `out` exists and is not a folder that a run wrote; it will not be replaced.
+        InputError: `out` exists and is not a folder that a run wrote (it will not be replaced), or cannot be written.
     """
     if out.exists() and not (out.is_dir() and ((out / "report.json").is_file() or not any(out.iterdir()))):
         raise InputError(f"{out} exists and was not written by attar", help="give another folder with --out")
     partial = out.parent / f"{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}", help="give another folder with --out") from None
+    try:
+        yield partial
+    except InputError:
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # the parent holds something else
+            partial.parent.rmdir()
+        raise
 
 
 def swap_in(partial: Path, out: Path) -> None:

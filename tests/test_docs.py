@@ -55,3 +55,9 @@ def test_commands_and_links_exist(page):
     for recipe in re.findall(r"\brecipes/\w+\.yaml", text):
         assert (ROOT / recipe).exists() or "pi.yaml" in recipe, f"{page.name} names {recipe}"
     assert "/work/" not in text
+
+
+def test_the_architecture_page_names_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    modules = {p.name for package in ("pipeline", "stages", "targets") for p in (ROOT / package).rglob("*.py")}
+    assert not {name for name in modules - {"__init__.py"} if name not in text}
