@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -58,13 +59,19 @@ def _fastest_first(names: Sequence[str], candidates: Mapping[str, Measured]) -> 
     """Fastest first; within what is as fast as the fastest left, the smallest, then the most accurate."""
     left, order = list(names), []
     while left:
-        lead = min(left, key=lambda n: candidates[n]["latency_p50_ms"].value)
-        bound = candidates[lead]["latency_p50_ms"].high
-        tied = [n for n in left if candidates[n]["latency_p50_ms"].low <= bound]
+        lead = min(left, key=lambda n: _p50(candidates[n]).value)
+        bound = _p50(candidates[lead]).high
+        tied = [n for n in left if _p50(candidates[n]).low <= bound]
         best = min(tied, key=lambda n: (candidates[n]["size_mb"].value, candidates[n]["accuracy_drop_points"].value, n))
         order.append(best)
         left.remove(best)
     return order
+
+
+def _p50(measured: Measured) -> Measurement:
+    """Median latency; infinite where too few samples were taken to say."""
+    unknown = Measurement("latency_p50_ms", math.inf, math.inf, math.inf, 0, "")
+    return measured.get("latency_p50_ms", unknown)
 
 
 def _excess(checks: Sequence[Check]) -> float:
@@ -93,8 +100,8 @@ def _reason(
     if name == chosen:
         return "fastest that meets the budget"
     mine, best = candidates[name], candidates[chosen]
-    if mine["latency_p50_ms"].low > best["latency_p50_ms"].high:
-        return f"meets the budget, but {mine['latency_p50_ms'].value / best['latency_p50_ms'].value:.2f}x as slow"
+    if _p50(mine).low > _p50(best).high:
+        return f"meets the budget, but {_p50(mine).value / _p50(best).value:.2f}x as slow"
     if mine["size_mb"].value > best["size_mb"].value:
         return f"meets the budget and is as fast, but {mine['size_mb'].value / best['size_mb'].value:.2f}x as large"
     return "meets the budget, and is neither faster nor smaller"

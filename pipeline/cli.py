@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,7 +85,7 @@ def run(
     from pipeline.run import run as run_recipe
 
     console = _console()
-    with progress(console) as show:
+    with progress(console) as show, redirect_stdout(sys.stderr):  # what a user's own code prints is not for --json
         report = run_recipe(recipe, out, _overrides(set_), fresh=fresh, listener=show)
     out = out or Path("runs") / report.name
     print_report(report, console, Path(f"{out}.partial") if report.verdict == "failed" else out)
@@ -199,6 +200,9 @@ def _guarded(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except SystemExit as end:  # attar never raises it: a user's module did
+        _tell(f"a module that the recipe names ended the program: sys.exit({end.code!r})")
+        return 3
     except Exception as error:
         return _told(error)
     if code == 130:  # typer turns Ctrl-C into this code itself, or into Abort, by its version

@@ -4,6 +4,7 @@ and whether the function is there."""
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import sys
 import sysconfig
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from targets.errors import Fault, InputError, nearest
 
-__all__ = ["HOUSE", "closure", "faults_of", "importable", "is_function", "is_library", "is_there", "locate"]
+__all__ = ["HOUSE", "closure", "faults_of", "importable", "imports", "is_function", "is_library", "is_there", "locate"]
 
 HOUSE = ("pipeline", "stages", "targets")
 
@@ -72,13 +73,27 @@ def is_there(path: Path) -> bool:
 
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Makes modules beside a recipe importable, as `locate` finds them."""
+    """Makes modules beside a recipe importable, as `locate` finds them, and as they are now: another recipe's module of
+    the same name, or an earlier state of this one's, is forgotten."""
     entry = str(folder.resolve())
+    _forget(entry)
     sys.path.insert(0, entry)
     try:
         yield
     finally:
         sys.path.remove(entry)
+        _forget(entry)
+
+
+def _forget(folder: str) -> None:
+    """Drops imported modules that lie in `folder` and belong to no library and not to attar."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name.partition(".")[0] in HOUSE or name == "__main__" or not file:
+            continue
+        if Path(file).is_relative_to(folder) and not is_library(Path(file)):
+            del sys.modules[name]
+    importlib.invalidate_caches()
 
 
 def faults_of(source: str, beside: Path) -> list[Fault]:
@@ -148,7 +163,7 @@ def closure(module: str, beside: Path | None = None) -> Mapping[str, Path]:
         if not near and top not in (*HOUSE, module.partition(".")[0]):
             continue
         found[name] = path
-        waiting += _imports(path, name)
+        waiting += imports(path, name)
         if top not in HOUSE and "." in name:
             waiting.append(name.rpartition(".")[0])  # a package's __init__ runs before its modules
     return found
@@ -159,7 +174,7 @@ def is_library(path: Path) -> bool:
     return bool({"site-packages", "dist-packages"} & set(path.parts)) or path.is_relative_to(_STDLIB)
 
 
-def _imports(path: Path, module: str) -> Iterator[str]:
+def imports(path: Path, module: str) -> Iterator[str]:
     """Names of modules that a source file imports, at the top or inside functions, type-checking blocks left out."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in _running(_parse(path)):

@@ -12,7 +12,6 @@ the custom there. Image files are read as RGB, as they are stored (no rotation b
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,15 +114,11 @@ def _function(source: str, args: Mapping[str, Any], base: Path) -> Found:
         from stages.network import resolve  # wakes torch, which most of these functions use anyway
 
         function = resolve(source)
-        module = source.partition(":")[0]
-        imported, expected = getattr(sys.modules[module], "__file__", None), code.locate(module, base)
-        if imported and expected and Path(imported).resolve() != expected:
-            raise InputError(f"module {module} is already imported from {imported}, and {expected} is meant")
         try:
             return _found(function(**args), source)
         except InputError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             what = f"{source} called with {dict(args)} raised {type(error).__name__}: {error}"
             raise InputError(Fault(what, "data.source")) from error
 

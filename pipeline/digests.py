@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from pathlib import Path
 from typing import Any
 
-from pipeline.code import HOUSE, closure, is_library, locate
+from pipeline.code import HOUSE, closure, imports, is_library, locate
 
 __all__ = ["of_code", "of_file", "of_json", "of_libraries"]
 
@@ -44,7 +44,7 @@ def of_code(module: str, beside: Path | None = None) -> str:
     """Digest of a module's source and of everything of the same author that it imports (see `code.closure`).
 
     Sources are compared as bytes, so a change in a comment counts; where the files lie does not. A module of an
-    installed library stands for the library's version.
+    installed library stands for the library's version, and so does each library that a user's code imports.
 
     Args:
         beside: the recipe's folder, where modules are looked for first.
@@ -58,7 +58,11 @@ def of_code(module: str, beside: Path | None = None) -> str:
         if libraries:
             return of_json({"module": module, **of_libraries(libraries)})
     files = closure(module, beside.resolve() if beside else None)
-    return of_json({name: of_file(path) for name, path in files.items()})
+    digest: dict[str, Any] = {name: of_file(path) for name, path in files.items()}
+    if top not in HOUSE:  # attar's own stages say which libraries matter to them
+        tops = {name.partition(".")[0] for at, path in files.items() for name in imports(path, at)}
+        digest["libraries"] = of_libraries({library for top in tops for library in _distributions().get(top, ())})
+    return of_json(digest)
 
 
 @cache

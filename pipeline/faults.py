@@ -15,7 +15,7 @@ from pipeline.recipe import DataSpec, ModelSpec, Recipe, StageCall, TargetSpec
 from pipeline.sources import check_data, check_model
 from stages import STAGES
 from stages.base import Form
-from stages.settings import DistillConfig
+from stages.settings import DistillConfig, ExportConfig
 from targets.documents import Document, KeyPath, validate
 from targets.errors import Fault, InputError, nearest
 
@@ -23,6 +23,7 @@ __all__ = ["check"]
 
 M = TypeVar("M", bound=BaseModel)
 
+WRITTEN = {"report.html", "report.json", "report.md", "recipe.lock", "events.jsonl"}  # beside the targets' folders
 MISSING, UNKNOWN = "is required and missing", "unknown key"  # as `targets.wording` has them
 
 
@@ -52,7 +53,7 @@ def check(doc: Document) -> Recipe:
         given["train"] = {}
     if (model := _part(doc, ModelSpec, ("model",), given)) is not None:
         faults += _anchored(doc, ("model",), check_model(model, base))
-    faults += _targets(doc, base)
+    faults += _targets(doc, calls, base)
     faults += _students(doc, calls, base)
     if calls is not None:
         faults += _chain(doc, calls)
@@ -139,8 +140,8 @@ def _misshapen(item: Any) -> tuple[str, str]:
     return f"holds {len(item)} stages ({', '.join(item)}), where one is expected", "start each with a dash of its own"
 
 
-def _targets(doc: Document, base: Path) -> Iterator[Fault]:
-    """Profiles that are not there or have faults, and names that are taken."""
+def _targets(doc: Document, calls: Sequence[Call] | None, base: Path) -> Iterator[Fault]:
+    """Profiles that are not there or have faults, names that are taken, and exports above a target's opset."""
     items = doc.value.get("targets")
     taken: dict[str, int] = {}
     for i, item in enumerate(items if isinstance(items, list) else ()):
@@ -149,10 +150,18 @@ def _targets(doc: Document, base: Path) -> Iterator[Fault]:
         if spec is None:
             continue
         try:
-            name = spec.resolve(base).name
+            target = spec.resolve(base)
         except InputError as error:
             yield from _anchored(doc, (*at, "use"), error.faults)
             continue
+        name = target.name
+        if name in WRITTEN:
+            yield doc.fault(at, f"{name!r} is the name of a file that every run writes", "give it another `name`")
+        for call in calls or ():
+            asked = call.stage.config.opset if call.stage and isinstance(call.stage.config, ExportConfig) else None
+            if asked is not None and asked > target.opset:
+                what = f"{asked} is above the opset {target.opset} that target {name} takes"
+                yield doc.fault((*call.at, "opset"), what, "leave it out to get the highest that fits")
         first = taken.setdefault(name.casefold(), i)  # folders are named so, and some file systems ignore case
         if first != i:
             yield doc.fault(at, f"{name!r} is the name of targets[{first}] too", "give one of them a `name`")

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import digests
-from pipeline.plan import Plan
 from pipeline.recipe import Recipe
 from pipeline.report import html, markdown
 from pipeline.report.model import CandidateRow, CheckRow, Number, Report, StepRow, TargetRow
@@ -47,9 +46,13 @@ def prepared(out: Path) -> Iterator[Path]:
     Raises:
         InputError: `out` exists and is not a folder that a run wrote (it will not be replaced), or cannot be written.
     """
-    if out.exists() and not (out.is_dir() and ((out / "report.json").is_file() or not any(out.iterdir()))):
-        raise InputError(f"{out} exists and was not written by attar", help="give another folder with --out")
     partial = out.parent / f"{out.name}.partial"
+    for folder, mark in ((out, "recipe.lock"), (partial, "events.jsonl")):
+        ours = folder.is_dir() and ((folder / mark).is_file() or not any(folder.iterdir()))
+        if folder.exists() and not ours:
+            raise InputError(f"{folder} exists and was not written by attar", help="give another folder with --out")
+    if _old(out).exists() and not out.exists():  # a run was killed in the middle of `swap_in`
+        _old(out).rename(out)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -66,12 +69,16 @@ def prepared(out: Path) -> Iterator[Path]:
 
 def swap_in(partial: Path, out: Path) -> None:
     """Puts the finished folder in the place of the old one."""
-    old = out.parent / f"{out.name}.old"
+    old = _old(out)
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
     partial.rename(out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(out: Path) -> Path:
+    return out.parent / f".{out.name}.attar-old"
 
 
 def report_of(runner: Runner, outcomes: Iterable[Outcome], recipe_text: str, seconds: float) -> Report:
@@ -94,6 +101,7 @@ def report_of(runner: Runner, outcomes: Iterable[Outcome], recipe_text: str, sec
                 )
             )
     data: dict[str, Any] = next((s.entry.values["data"] for s in runner.done if "data" in s.entry.values), {})
+    data = {"source": runner.recipe.data.source, **data}
     return Report(
         attar=version("attar"),
         name=runner.recipe.name,
@@ -122,7 +130,7 @@ def write(folder: Path, report: Report, runner: Runner, outcomes: Iterable[Outco
         "version": 1,
         "recipe": report.recipe,
         "libraries": report.libraries,
-        "steps": _lock(runner.plan, runner),
+        "steps": [_lock_step(runner, step.key) for step in runner.done],
     }
     write_atomically(folder / "recipe.lock", _json(lock))
     write_report(folder, report)
@@ -154,7 +162,7 @@ def _write_target(folder: Path, report: Report, row: TargetRow, runner: Runner, 
         "model": {**asdict(found), "path": "model.onnx"},
         "files": {name: digests.of_file(into / name) for name in ("measurements.json", "model.onnx")},
         "candidate": outcome.choice.chosen,
-        "lineage": [_lock_step(step, runner) for step in runner.plan.lineage(key)],
+        "lineage": [_lock_step(runner, step.key) for step in runner.plan.lineage(key)],
         "recipe": report.recipe,
         "data": report.data,
         "libraries": report.libraries,
@@ -197,22 +205,22 @@ def _step_rows(runner: Runner) -> tuple[StepRow, ...]:
 
 
 def _recipe(recipe: Recipe, text: str) -> dict[str, Any]:
+    """The recipe as it was typed, and the settings that held: defaults and --set included."""
     settings = recipe.model_dump(mode="json")
-    return {"name": recipe.name, "digest": digests.of_json(settings), "text": text}
+    return {"name": recipe.name, "digest": digests.of_json(settings), "text": text, "settings": settings}
 
 
-def _lock(plan: Plan, runner: Runner) -> list[dict[str, Any]]:
-    return [_lock_step(step, runner) for step in plan.steps]
-
-
-def _lock_step(step: Any, runner: Runner) -> dict[str, Any]:
+def _lock_step(runner: Runner, key: str) -> dict[str, Any]:
+    done = next(step for step in runner.done if step.key == key)
+    planned = next((step for step in runner.plan.steps if step.key == key), None)
+    config = planned.config if planned else None
     return {
-        "title": step.title,
-        "stage": step.stage,
-        "key": step.key,
-        "parents": list(step.parents),
-        "config": step.config.model_dump(mode="json") if step.config else None,
-        "files": dict(runner.entry(step.key).files),
+        "title": done.title,
+        "stage": done.stage,
+        "key": key,
+        "parents": list(planned.parents) if planned else [],
+        "config": config.model_dump(mode="json") if config else None,
+        "files": dict(done.entry.files),
     }
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import data_sources, digests, sources
+from pipeline.code import closure
 from pipeline.recipe import Recipe, StageCall
 from stages import STAGES
 from stages.base import Stage
 from stages.settings import DistillConfig, ExportConfig
-from targets.documents import Frozen
+from targets.documents import Frozen, KeyPath
 from targets.target import Target, facts
 
 __all__ = ["Goal", "Plan", "PlannedStep", "plan"]
@@ -39,6 +40,7 @@ class PlannedStep:
         branch: the candidate's name: "teacher", "keep 0.5".
         config: settings of the stage; for a teacher its training settings or None.
         target: the target that a stage looks at, or None if it looks at none.
+        at: where the recipe asks for it.
     """
 
     key: str
@@ -49,6 +51,7 @@ class PlannedStep:
     parents: tuple[str, ...] = ()
     config: Frozen | None = None
     target: Target | None = None
+    at: KeyPath = ("model",)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def plan(recipe: Recipe, base: Path) -> Plan:
     Args:
         base: the recipe's folder, which relative paths in it start from.
     """
+    closure.cache_clear()  # in a notebook, files may have changed since the last plan
     return _Planner(recipe, base).plan()
 
 
@@ -131,9 +135,10 @@ class _Planner:
         before = self.steps[parent]
         branch = branch or before.branch
         parents = (parent, teacher) if stage.needs_teacher else (parent,)
-        step = PlannedStep(
-            "", "stage", f"{name} {branch}", branch, name, parents, config, target if stage.sees else None
-        )
+        asked = next((i for i, call in enumerate(self.recipe.stages) if _same(call, name, config)), None)
+        at: KeyPath = ("stages",) if asked is None else ("stages", asked, name)
+        looked_at = target if stage.sees else None
+        step = PlannedStep("", "stage", f"{name} {branch}", branch, name, parents, config, looked_at, at)
         seen: dict[str, Any] = {"target": facts(target, stage.sees)} if stage.sees else {}
         for student in config.students if isinstance(config, DistillConfig) else ():
             if student.source:
@@ -163,6 +168,17 @@ class _Planner:
         taken = {step.title for step in self.steps.values()}
         numbered = (f"{title} ({i})" for i in itertools.count(2))
         return next(name for name in itertools.chain([title], numbered) if name not in taken)
+
+
+def _same(call: StageCall, name: str, config: Frozen) -> bool:
+    """Is this the recipe's call behind a planned step? A distillation's students have been dealt out by then."""
+    if call.name != name or not isinstance(config, DistillConfig):
+        return call.name == name and call.config == config
+    assert isinstance(call.config, DistillConfig)
+    alone = {"students": ()}
+    return bool(config.students) == bool(call.config.students) and config.model_copy(
+        update=alone
+    ) == call.config.model_copy(update=alone)
 
 
 def _split(branch: str, config: Frozen) -> Iterator[tuple[str, Frozen]]:

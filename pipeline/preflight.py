@@ -20,8 +20,10 @@ from targets.errors import Fault, InputError
 
 __all__ = ["preflight"]
 
-# extra -> an import that stands for it
-_EXTRAS = {"compress": "torch"}
+# extra -> what it must bring
+_EXTRAS = {
+    "compress": ("torch", "torch_pruning", "onnxscript", "safetensors", "neural_compressor", "sklearn", "PIL"),
+}
 
 
 def preflight(recipe: Recipe, document: Document) -> None:
@@ -31,10 +33,10 @@ def preflight(recipe: Recipe, document: Document) -> None:
         InputError: all faults found.
     """
     extras = {stage.extra for call in recipe.stages if (stage := STAGES[call.name]).extra}
-    missing = sorted(extra for extra in extras if extra and find_spec(_EXTRAS[extra]) is None)
-    if missing:
-        names = ",".join(missing)
-        raise InputError("this recipe needs libraries that are not installed", help=f"pip install 'attar[{names}]'")
+    for extra in sorted(extras):
+        if missing := [name for name in _EXTRAS[extra] if find_spec(name) is None]:
+            what = f"this recipe needs {', '.join(missing)}, not installed here"
+            raise InputError(what, help=f"pip install 'attar[{extra}]'")
     if recipe.model.form == "onnx":
         return
     with importable(Path(document.file).absolute().parent):
@@ -47,18 +49,24 @@ def _faults(recipe: Recipe, document: Document) -> Iterator[Fault]:
     teacher, fault = _built(recipe.model.source, recipe.model.args, document, ("model",))
     if fault:
         yield fault
+    networks = [teacher]  # that can arrive at a stage: names survive pruning and recovery
     for i, call in enumerate(recipe.stages):
         at: KeyPath = ("stages", i, call.name)
-        if isinstance(call.config, PruneConfig):
-            yield from _unmatched(teacher, call.config.exclude, document, (*at, "exclude"))
         if isinstance(call.config, DistillConfig):
-            yield from _unmatched(teacher, tuple(call.config.features), document, (*at, "features"))
-            yield from _unmatched(teacher, tuple(call.config.attention), document, (*at, "attention"))
+            if call.config.students:
+                networks = [teacher] if any(student.keep for student in call.config.students) else []
             for j, student in enumerate(call.config.students):
                 if student.source:
-                    _, fault = _built(student.source, student.args, document, (*at, "students", j))
+                    own, fault = _built(student.source, student.args, document, (*at, "students", j))
+                    networks.append(own)
                     if fault:
                         yield fault
+            for network in networks:
+                yield from _unmatched(network, tuple(call.config.features), document, (*at, "features"))
+                yield from _unmatched(network, tuple(call.config.attention), document, (*at, "attention"))
+        if isinstance(call.config, PruneConfig):
+            for network in networks:
+                yield from _unmatched(network, call.config.exclude, document, (*at, "exclude"))
 
 
 def _built(source: str, args: Mapping[str, Any], document: Document, at: KeyPath) -> tuple[Any, Fault | None]:

@@ -27,7 +27,7 @@ from targets.target import Target
 
 __all__ = ["TEMPLATE", "DataSpec", "ModelSpec", "Recipe", "StageCall", "TargetSpec", "load", "load_text"]
 
-Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Slug = Annotated[str, Field(pattern=profiles.SLUG, max_length=100)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 

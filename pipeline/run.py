@@ -69,7 +69,7 @@ def run(
     with kept.lock(f"out-{folder}", lambda: listener(Event("waiting", str(out)))), output.prepared(out) as partial:
         events = Events(listener, log_to(partial / "events.jsonl"))
         kept.on_spoiled = lambda key: events("spoiled", laid.title(key))
-        runner = Runner(recipe, base, laid, kept, events, fresh)
+        runner = Runner(recipe, base, laid, kept, events, fresh, document)
         try:
             with importable(base):
                 outcomes = runner.run()

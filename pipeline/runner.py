@@ -15,14 +15,16 @@ A kill loses at most the step in hand, and of a training only the epoch in hand.
 from __future__ import annotations
 
 import json
+import shutil
 import time
+import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import digests, sources, validate
+from pipeline import digests, validate
 from pipeline.choose import Choice, choose
 from pipeline.events import Events
 from pipeline.plan import Goal, Plan, PlannedStep
@@ -30,10 +32,11 @@ from pipeline.recipe import Recipe
 from pipeline.splits import load_data
 from pipeline.store import Entry, Store
 from stages import STAGES
-from stages.base import Candidate, Context, perform
+from stages.base import Candidate, Context, Origin, perform
 from stages.data import Splits
 from targets.budget import Check, Measurement, judge
-from targets.errors import AttarError, StageError
+from targets.documents import Document, KeyPath
+from targets.errors import AttarError, Fault, InputError, StageError
 from targets.measure import identity
 from targets.target import Target, facts
 
@@ -76,6 +79,7 @@ class Runner:
     Args:
         base: the recipe's folder.
         fresh: compute everything again, whatever is stored.
+        document: the recipe's text, for faults that stages find.
     """
 
     recipe: Recipe
@@ -84,6 +88,7 @@ class Runner:
     store: Store
     events: Events
     fresh: bool = False
+    document: Document | None = None
     done: list[StepDone] = field(default_factory=list)
 
     def run(self) -> list[Outcome]:
@@ -138,6 +143,8 @@ class Runner:
         self.events("step_started", title)
         started = time.monotonic()
         try:
+            if self.fresh:
+                shutil.rmtree(self.store.scratch(key))
             out = self.store.fresh()
             values = compute(out, self.store.scratch(key))
             seconds = time.monotonic() - started
@@ -147,10 +154,15 @@ class Runner:
             raise
         except OSError as error:
             self.events("step_failed", title, error=str(error))
+            place = f" ({error.filename})" if error.filename else ""
             raise StageError(
-                f"{title}: {error.strerror or error} ({error.filename or self.store.root}); nothing that was finished "
-                "is lost: make room or mend the path, then give the same command again"
+                f"{title}: {error.strerror or error}{place}; nothing that was finished is lost: make room or mend the "
+                "path, then give the same command again"
             ) from error
+        except Exception as error:  # a user's own code or a library's; the traceback is kept in the event log
+            first = (str(error).strip() or "no message").splitlines()[0]
+            self.events("step_failed", title, error=str(error), traceback=traceback.format_exc())
+            raise StageError(f"{title}: {type(error).__name__}: {first} (events.jsonl has the traceback)") from error
         self.events("step_done", title, seconds=seconds)
         return entry
 
@@ -167,23 +179,32 @@ class Runner:
             say=partial(self._note, step.title),
             progress=lambda share, what: self.events("progress", step.title, share=share, what=what),
         )
-        if step.kind == "teacher":
-            made = self._teacher(context)
-        else:
-            assert step.config is not None
-            made = perform(STAGES[step.stage], self.candidate(step.parents[0]), step.config, context)
+        try:
+            if step.kind == "teacher":
+                made = self._teacher(context)
+            else:
+                assert step.config is not None
+                made = perform(STAGES[step.stage], self.candidate(step.parents[0]), step.config, context)
+        except InputError as error:
+            raise InputError([self._placed(fault, step.at) for fault in error.faults]) from error
         last = made.steps[-1]
         for note in last.notes:
             context.say(note)
         done = {"changed": last.changed, "notes": list(last.notes), "metrics": dict(last.metrics)}
         return done if step.parents else {**done, "data": self._data_summary()}
 
+    def _placed(self, fault: Fault, at: KeyPath) -> Fault:
+        """A fault that a stage found, with the line of the recipe that it is about."""
+        if fault.file or self.document is None:
+            return fault
+        told = self.document.fault(at, fault.what, fault.help)
+        return replace(told, key=f"{told.key}.{fault.key}" if fault.key else told.key)
+
     def _data_summary(self) -> dict[str, Any]:
         """What the report and the manifest say about the data; kept with the first step, so that a run in which
         everything is stored need not load any."""
         data = self.data
         return {
-            "source": self.recipe.data.source,
             "digest": data.digest,
             "examples": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
             "classes": list(data.classes),
@@ -198,7 +219,7 @@ class Runner:
             return from_onnx(self.base / model.source, context.data, context.out)
         from stages.teacher import teach  # wakes torch
 
-        origin = sources.origin(model, self.base)
+        origin = Origin(model.source, dict(model.args))
         return teach(origin, self.base / model.weights if model.weights else None, model.train, context)
 
     def _judge(self, goal: Goal) -> Outcome:
@@ -218,7 +239,8 @@ class Runner:
         def measure(out: Path, _scratch: Path) -> dict[str, Any]:
             models = {name: self._onnx(key) for name, key in ends.items()}
             say = partial(self._note, title)
-            found = validate.on_validation(target, models, self.data.validation, say)
+            with self.store.lock("measure", partial(self.events, "waiting", title)):  # one run at a time measures
+                found = validate.on_validation(target, models, self.data.validation, say)
             (out / "measured.json").write_text(json.dumps(found), encoding="utf-8")
             return {}
 
@@ -238,14 +260,15 @@ class Runner:
         return validate.read(entry.values["test"])
 
     def _key_on(self, target: Target, stage: str, ends: Mapping[str, str]) -> str:
-        """Key of a step that looks at the machine itself. Limits do not enter it, but which metrics are limited does:
-        a limited percentile decides how many samples are taken."""
+        """Key of a step that looks at the machine itself. Limits do not enter it, but which percentiles are limited
+        does: they decide how many samples are taken."""
+        limits = target.budget.model_dump(exclude_none=True)
         return digests.of_json(
             {
                 "stage": stage,
                 "parents": ends,
-                "target": facts(target, ("device", "runtime", "meter")),
-                "limited": sorted(target.budget.model_dump(exclude_none=True)),
+                "target": facts(target, ("device", "machine", "has_any", "has_none", "runtime", "meter")),
+                "percentiles": [name for name in limits if name.startswith("latency_p")],
                 "machine": identity(target),
                 "data": self.plan.data,
                 "seed": self.recipe.seed,
@@ -264,5 +287,6 @@ class Runner:
 
 
 def _only(target: Target, fields: tuple[str, ...]) -> Target:
-    """The target reduced to what a stage declared to look at: it can not look at anything that is not in its key."""
-    return Target(name="", **{name: getattr(target, name) for name in fields})
+    """The target reduced to its name, for messages, and to what a stage declared to look at: a stage cannot look at
+    anything that is not in its key."""
+    return Target(name=target.name, **{name: getattr(target, name) for name in fields})

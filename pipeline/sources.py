@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 from pipeline import code, digests
 from pipeline.data_sources import check_data, data_digest
 from pipeline.splits import load_data
-from stages.base import Origin
 from targets.errors import Fault, InputError
 
 if TYPE_CHECKING:
     from pipeline.recipe import ModelSpec
 
-__all__ = ["check_data", "check_model", "code_digest", "data_digest", "load_data", "model_digest", "origin"]
+__all__ = ["check_data", "check_model", "code_digest", "data_digest", "load_data", "model_digest"]
 
 
 def check_model(spec: ModelSpec, base: Path) -> list[Fault]:
@@ -65,10 +64,3 @@ def model_digest(spec: ModelSpec, base: Path) -> str:
 def code_digest(source: str, base: Path) -> str:
     """Digest of a "module:function" and of the code that it stands on."""
     return digests.of_json({"function": source, "code": digests.of_code(source.partition(":")[0], base)})
-
-
-def origin(spec: ModelSpec, base: Path) -> Origin:
-    """How stages build the network; the path of an .onnx file is made absolute."""
-    if spec.form == "onnx":
-        return Origin(str((base / spec.source).resolve()))
-    return Origin(spec.source, dict(spec.args))

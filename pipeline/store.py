@@ -7,8 +7,8 @@
     <root>/work/<run>/          private copies for one run; swept by the next run once their owner is gone
 
 Crash-safe: every file is written aside, flushed to disk and renamed; the step's record comes last. A blob's digest is
-checked whenever it is read: a spoiled entry is dropped, reported and computed again. Failures are never stored. Files
-are copied in and out, never linked: onnx refuses links, and a link would let a reader change the store.
+checked whenever it is read, and so is a record's: a spoiled entry is reported and computed again. Failures are never
+stored. Files are copied in and out, never linked: onnx refuses links, and a link would let a reader change the store.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import digests
+from targets.errors import StageError
 
 __all__ = ["Entry", "Store", "write_atomically"]
 
@@ -85,20 +86,20 @@ class Store:
         return self._record(key).exists()
 
     def find(self, key: str) -> Entry | None:
-        """The finished step with this key, every byte of it verified, or None."""
+        """The finished step with this key, its record and every byte of its files verified, or None."""
         record = self._record(key)
         if not record.exists():
             return None
         try:
             found = json.loads(record.read_bytes())
             entry = Entry(found["key"], found["files"], found["values"])
-            sound = entry.key == key and all(digests.of_file(self._blob(sha)) == sha for sha in entry.files.values())
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            sound = entry.key == key and found["digest"] == digests.of_json(asdict(entry))
+            sound = sound and all(digests.of_file(self._blob(sha)) == sha for sha in entry.files.values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             sound = False
         if sound:
             return entry
-        record.unlink(missing_ok=True)
-        self.on_spoiled(key)
+        self.on_spoiled(key)  # it is written over when the step has been computed again
         return None
 
     def put(self, key: str, folder: Path, values: Mapping[str, Any] | None = None) -> Entry:
@@ -113,21 +114,29 @@ class Store:
             if not (blob.is_file() and digests.of_file(blob) == sha):
                 write_atomically(blob, data)
         entry = Entry(key, files, dict(values or {}))
-        write_atomically(self._record(key), json.dumps(asdict(entry), sort_keys=True, indent=1).encode())
+        record = {**asdict(entry), "digest": digests.of_json(asdict(entry))}
+        write_atomically(self._record(key), json.dumps(record, sort_keys=True, indent=1).encode())
         shutil.rmtree(self.root / "scratch" / key, ignore_errors=True)
         return entry
 
     def read(self, entry: Entry, name: str) -> bytes:
-        """The bytes of one file of a finished step."""
-        return self._blob(entry.files[name]).read_bytes()
+        """The bytes of one file of a finished step.
+
+        Raises:
+            StageError: they were damaged since `find` saw them.
+        """
+        sha, data = entry.files[name], self._blob(entry.files[name]).read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha:
+            raise StageError(f"{self._blob(sha)} was damaged while it was in use; give the same command again")
+        return data
 
     def checkout(self, entry: Entry) -> Path:
         """A folder with private copies of the entry's files, for as long as this run lives."""
         folder = self.work() / entry.key
         if not folder.exists():
             aside = self.fresh()
-            for name, sha in entry.files.items():
-                shutil.copyfile(self._blob(sha), aside / name)
+            for name in entry.files:
+                (aside / name).write_bytes(self.read(entry, name))
             aside.rename(folder)
         return folder
 

@@ -7,7 +7,7 @@ Both return plain JSON values, which the store keeps and `read` turns back into 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from stages.data import Split
 from targets.budget import Measurement
 from targets.measure import accuracy, accuracy_drop, measure, measurements, outputs
-from targets.target import Target
+from targets.probe import cpu
+from targets.target import Target, unlike
 
 __all__ = ["BASELINE", "on_test", "on_validation", "read"]
 
@@ -49,9 +50,12 @@ def on_validation(
             found[name]["accuracy_drop_points"] = accuracy_drop(
                 answers[BASELINE], answers[name], split.labels, confidence
             )
+    strange = _strange(target)
+    if strange:
+        say(f"{strange}: what depends on the hardware is an estimate here, and meets no limit")
     return {
         "raw": measured.to_json(),
-        "models": {name: {m: asdict(v) for m, v in got.items()} for name, got in found.items()},
+        "models": {name: _dumped(got, strange) for name, got in found.items()},
         "merge": _merge(answers, found, split.labels, confidence),
     }
 
@@ -60,16 +64,31 @@ def on_test(target: Target, baseline: Path, artifact: Path, split: Split) -> dic
     """Accuracy of the float teacher and of the chosen artifact on the test split, and what was lost between them."""
     confidence = target.meter.confidence
     theirs, ours = _answers(target, baseline, split), _answers(target, artifact, split)
-    return {
-        "baseline_accuracy": asdict(accuracy(theirs, split.labels, confidence)),
-        "accuracy": asdict(accuracy(ours, split.labels, confidence)),
-        "accuracy_drop_points": asdict(accuracy_drop(theirs, ours, split.labels, confidence)),
+    found = {
+        "baseline_accuracy": accuracy(theirs, split.labels, confidence),
+        "accuracy": accuracy(ours, split.labels, confidence),
+        "accuracy_drop_points": accuracy_drop(theirs, ours, split.labels, confidence),
     }
+    return _dumped(found, _strange(target))
 
 
 def read(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Measurement]:
     """Measurements from stored JSON values."""
     return {name: Measurement(**value) for name, value in values.items()}
+
+
+def _strange(target: Target) -> str:
+    """Why this machine cannot speak for the target; empty if it can."""
+    here = cpu()
+    return unlike(target, here["machine"], here["flags"])
+
+
+def _dumped(found: Mapping[str, Measurement], strange: str) -> dict[str, Any]:
+    """Plain values. Taken on other hardware, all but a file's size is an estimate: int8 answers differ too."""
+    return {
+        name: asdict(replace(m, instrument=f"estimate: {strange}") if strange and name != "size_mb" else m)
+        for name, m in found.items()
+    }
 
 
 def _answers(target: Target, model: Path, split: Split) -> NDArray[np.float32]:
@@ -85,7 +104,7 @@ def _merge(
 ) -> dict[str, Any] | None:
     """What running all candidates and averaging their probabilities would give: accuracy, and the sum of latencies."""
     names = [name for name in answers if name != BASELINE]
-    if len(names) < 2:
+    if len(names) < 2 or any("latency_p50_ms" not in found[name] for name in names):
         return None
     mean = np.stack([_probabilities(answers[name]) for name in names]).mean(0)
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,19 @@ class Preprocessing(Frozen):
     divide_by: Annotated[float, Field(gt=0)] = Field(255.0, description="the value that becomes 1.0")
     mean: tuple[float, ...] = Field((0.0,), description="per channel, after the division")
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), description="per channel, after the division")
+    resize: Literal["bilinear, antialiased (Pillow)"] = "bilinear, antialiased (Pillow)"
+    colours: Literal["RGB"] = "RGB"
+    layout: Literal["batch, channels, height, width"] = "batch, channels, height, width"
+    order: Literal["resize, channels, divide_by, mean, std, layout"] = "resize, channels, divide_by, mean, std, layout"
 
     def normalize(self, raw: NDArray[np.generic]) -> NDArray[np.float32]:
         """The part after resizing. Images (batch, height, width, channels) become (batch, channels, height, width);
         arrays of any other rank keep their layout."""
         x: NDArray[Any] = np.asarray(raw, np.float32) / np.float32(self.divide_by)
         if x.ndim == 4:
-            if self.channels is not None and x.shape[-1] != self.channels:
+            if self.channels == 3 and x.shape[-1] == 4:
+                x = x[..., :3]  # alpha
+            elif self.channels is not None and x.shape[-1] != self.channels:
                 x = np.repeat(x.mean(-1, keepdims=True), self.channels, -1)
             x = (x - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
             x = x.transpose(0, 3, 1, 2)

@@ -19,7 +19,7 @@ from stages import losses
 from stages.base import Candidate, Context, Origin, Step
 from stages.blocks import shorten
 from stages.channels import narrowing
-from stages.network import build, construct, matching, save_weights, seeded
+from stages.network import build, construct, matching, prove_rebuilt, save_weights, seeded
 from stages.settings import DistillConfig, Student
 from stages.teacher import check_fit, measured
 from stages.training import Batch, accuracy, predict, train
@@ -63,9 +63,10 @@ def distill(candidate: Candidate, config: DistillConfig, context: Context) -> Ca
     save_weights(module, context.out / "weights.safetensors")
     metrics = measured(module, context.data)
     metrics["teacher_validation_accuracy"] = accuracy(teacher, context.data.validation)
-    return student.then(
-        Step("distill", notes=notes, metrics=metrics), weights=context.out / "weights.safetensors", onnx=None
-    )
+    step = Step("distill", notes=notes, metrics=metrics)
+    result = student.then(step, weights=context.out / "weights.safetensors", onnx=None)
+    prove_rebuilt(module, result, examples(context.data))
+    return result
 
 
 def _begin(

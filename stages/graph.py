@@ -257,7 +257,7 @@ def from_onnx(path: Path, splits: Splits, out: Path) -> Candidate:
         if wrong:
             raise InputError(Fault(f"a batch of {batch} {wrong}", file=str(path), help=_DYNAMIC))
     step = Step("teacher", metrics={"opset": artifact.opset, "size_mb": artifact.size_bytes / 1e6})
-    made = Candidate("teacher", Origin(str(path)), signature, steps=(step,), onnx=copied)
+    made = Candidate("teacher", Origin(path.name), signature, steps=(step,), onnx=copied)
     made.save(out)
     return made
 

@@ -34,6 +34,7 @@ __all__ = [
     "macs",
     "matching",
     "parameters",
+    "prove_rebuilt",
     "read_weights",
     "resolve",
     "save_weights",
@@ -57,7 +58,7 @@ def resolve(source: str) -> Callable[..., Any]:
             what, near = f"there is no module {missing.name!r} (from {source!r})", _siblings(missing.name)
             raise InputError(what, help=nearest(missing.name, near)) from None
         raise InputError(f"{module_name} needs {missing.name!r}, which is not installed") from missing
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"importing {module_name} failed: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if not callable(found):
@@ -96,7 +97,7 @@ def construct(origin: Origin, seed: int = 0) -> nn.Module:
             module = function(**origin.args)
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = f"{origin.source} failed with {dict(origin.args)}: {type(error).__name__}: {error}"
         raise InputError(what, help=_takes(function)) from error
     if not isinstance(module, nn.Module):
@@ -124,6 +125,23 @@ def build(candidate: Candidate) -> nn.Module:
     operate(module, candidate.surgery)
     load_weights(module, candidate.weights)
     return module.eval()
+
+
+def prove_rebuilt(module: nn.Module, candidate: Candidate, inputs: Tensor) -> None:
+    """Is what is on disk the network in memory? Catches state that lies outside the state dict.
+
+    Raises:
+        StageError: built anew from its files, the candidate answers otherwise.
+    """
+    with torch.no_grad():
+        meant, got = module.eval()(inputs), build(candidate)(inputs)
+    slack = 1e-4 * float(meant.abs().max())  # memory layouts differ in rounding
+    if not torch.allclose(got, meant, rtol=0, atol=slack):
+        raise StageError(
+            f"{candidate.name}, built anew from {candidate.origin.source} and its weights, answers otherwise than the "
+            "network in memory: it keeps state outside its state dict (a buffer with persistent=False, a random "
+            "tensor in an attribute); register it as a buffer"
+        )
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
@@ -158,8 +176,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError:
         how = "if you trust it, load it and write safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
         raise InputError(Fault("refused: it is a pickle that holds more than tensors", file=file, help=how)) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(Fault(f"is no weights file: {str(error).splitlines()[0]}", file=file)) from None
+    except Exception as error:  # a spoiled file makes the unpickler raise almost anything
+        gist = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(Fault(f"is no weights file: {gist}", file=file)) from None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         held = (
             f"the keys {', '.join(map(str, list(state)[:5]))}" if isinstance(state, Mapping) else type(state).__name__

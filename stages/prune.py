@@ -10,17 +10,16 @@ write the weights, build the network anew from origin + surgery + weights, compa
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from stages.base import Candidate, Context, Step
 from stages.channels import narrowing
-from stages.network import build, macs, parameters, save_weights
+from stages.network import build, macs, parameters, prove_rebuilt, save_weights
 from stages.settings import PruneConfig
 from stages.surgery import CONVOLUTIONS
 from stages.teacher import measured
 from stages.trial import examples
-from targets.errors import StageError
 
 __all__ = ["prune"]
 
@@ -82,7 +81,7 @@ def prune(candidate: Candidate, config: PruneConfig, context: Context) -> Candid
         weights=context.out / "weights.safetensors",
     )
     save_weights(module, context.out / "weights.safetensors")
-    _prove(module, build(result), inputs)
+    prove_rebuilt(module, result, inputs)
     return result
 
 
@@ -100,9 +99,3 @@ def _gradients(module: nn.Module, context: Context, samples: int) -> None:
 def _channels(module: nn.Module) -> int:
     layers = (m for m in module.modules() if isinstance(m, (nn.Linear, *CONVOLUTIONS)))
     return sum(m.out_features if isinstance(m, nn.Linear) else m.out_channels for m in layers)
-
-
-def _prove(cut: nn.Module, built: nn.Module, inputs: Tensor) -> None:
-    with torch.no_grad():
-        if not torch.equal(cut.eval()(inputs), built(inputs)):
-            raise StageError("the network built from origin, surgery and weights differs from the one that was cut")

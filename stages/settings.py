@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from targets.documents import Frozen
 
@@ -33,13 +33,17 @@ class Student(Frozen):
     keep: Share | None = Field(None, description="share of the teacher's channels or blocks, inheriting its weights")
     by: Literal["channels", "blocks"] = Field("channels", description="what `keep` counts")
     source: str | None = Field(None, description='"module:function" that builds the student')
-    args: dict[str, Any] = Field(default_factory=dict, description="arguments of that function")
-    name: str | None = Field(None, description="how the report calls it")
+    args: dict[str, JsonValue] = Field(default_factory=dict, description="arguments of that function")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$", max_length=60)] | None = Field(
+        None, description="how the report calls it: letters, digits, spaces, - _ and ."
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if (self.keep is None) == (self.source is None):
             raise ValueError("a student has either keep or source")
+        if self.title in ("teacher", "float teacher"):
+            raise ValueError(f"a student cannot be called {self.title!r}: the report calls the teacher so")
         return self
 
     @property
@@ -66,6 +70,12 @@ class DistillConfig(TrainConfig):
     attention: dict[str, Weight] = Field(
         default_factory=dict, description="module name pattern -> weight: match the teacher's attention maps there"
     )
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> Self:
+        if not any((self.soft_weight, self.label_weight, *self.features.values(), *self.attention.values())):
+            raise ValueError("there is nothing to learn from: soft_weight, label_weight and all others are 0")
+        return self
 
 
 class PruneConfig(Frozen):
@@ -108,3 +118,9 @@ class QuantizeConfig(Frozen):
     samples: Annotated[int, Field(ge=1)] = Field(256, description="training examples that calibrate")
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="of calibration; bounds its memory")
     exclude: tuple[str, ...] = Field((), description="ONNX node name patterns that stay float")
+
+    @model_validator(mode="after")
+    def _known_to_the_engine(self) -> Self:
+        if self.engine == "neural_compressor" and self.calibration == "percentile":
+            raise ValueError("neural_compressor has no percentile calibration: choose minmax or entropy")
+        return self

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from stages.base import Candidate, Context, Origin, Signature, Step
 from stages.data import Splits
-from stages.network import construct, load_weights, macs, parameters, save_weights
+from stages.network import construct, load_weights, macs, parameters, prove_rebuilt, save_weights
 from stages.settings import TrainConfig
 from stages.training import Batch, accuracy, train
+from stages.trial import examples
 from targets.errors import InputError
 
 __all__ = ["check_fit", "measured", "teach"]
@@ -43,6 +44,7 @@ def teach(origin: Origin, weights: Path | None, config: TrainConfig | None, cont
         steps=(Step("teacher", notes=notes, metrics=measured(module, data)),),
         weights=context.out / "weights.safetensors",
     )
+    prove_rebuilt(module, teacher, examples(data))
     teacher.save(context.out)
     return teacher
 

@@ -24,6 +24,9 @@ __all__ = ["Int8Rules", "Meter", "Runtime", "Target", "facts", "load", "shipped"
 PROFILES = Path(__file__).with_name("profiles")
 
 
+SLUG = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # names become folders
+
+
 class Runtime(Frozen):
     """The engine that runs the model on the target."""
 
@@ -58,9 +61,12 @@ class Meter(Frozen):
 class Target(Frozen):
     """One kind of hardware with its runtime, its rules and its default limits."""
 
-    name: str
+    name: Annotated[str, Field(pattern=SLUG, max_length=100, description="letters, digits, - _ and .")]
     summary: str = ""
     device: Literal["local"] = Field("local", description="how the device is reached")
+    machine: Literal["", "x86_64", "aarch64"] = Field("", description="kind of processor; empty: any")
+    has_any: tuple[str, ...] = Field((), description="CPU flags of which the hardware has at least one")
+    has_none: tuple[str, ...] = Field((), description="CPU flags that the hardware lacks")
     runtime: Runtime = Runtime()
     int8: Int8Rules = Int8Rules()
     opset: Annotated[int, Field(ge=13, le=30)] = Field(21, description="highest ONNX opset that the runtime takes")
@@ -68,6 +74,23 @@ class Target(Frozen):
     channel_multiple: Annotated[int, Field(ge=1, le=256)] = Field(1, description="channel counts are rounded to this")
     meter: Meter = Meter()
     budget: Budget = Budget()
+
+
+def unlike(target: Target, machine: str, flags: Iterable[str]) -> str:
+    """Why a processor is not the hardware that a target describes; empty if it is.
+
+    Args:
+        machine, flags: as `targets.probe.cpu` finds them.
+    """
+    here = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine.lower(), machine.lower())
+    flags = set(flags)
+    if target.machine and target.machine != here:
+        return f"{target.name} is {target.machine} hardware, and this is {here}"
+    if target.has_any and flags.isdisjoint(target.has_any):
+        return f"{target.name} has {' or '.join(target.has_any)}, and this processor does not"
+    if extra := flags & set(target.has_none):
+        return f"{target.name} is without {', '.join(sorted(extra))}, and this processor has it"
+    return ""
 
 
 def shipped() -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from tiny_run import attar, write_tiny
+from tiny_run import QUICK, attar, write_tiny
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,67 @@ def test_a_folder_that_no_run_wrote_is_never_replaced(finished, tmp_path):
     assert done.returncode == 2
     assert "was not written by attar" in done.stderr
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+
+
+def test_folders_of_others_are_left_alone(finished):
+    folder, _ = finished
+    (folder / "kept.old").mkdir()
+    (folder / "kept.old" / "mine").write_text("mine")
+    (folder / "theirs").mkdir()
+    (folder / "theirs" / "report.json").write_text("{}")
+    for _ in range(2):
+        assert attar("run", "tiny.yaml", "--out", "kept", cwd=folder).returncode == 0
+    assert (folder / "kept.old" / "mine").read_text() == "mine"
+    refused = attar("run", "tiny.yaml", "--out", "theirs", cwd=folder)
+    assert refused.returncode == 2
+    assert "theirs exists and was not written by attar" in refused.stderr
+
+
+def test_other_hardware_is_never_met_from_here(finished):
+    """The numbers of an ARM target taken on this machine are estimates."""
+    folder, _ = finished
+    machine = "aarch64" if platform.machine() == "x86_64" else "x86_64"
+    (folder / "other.yaml").write_text(QUICK.replace("name: quick", f"name: other\nmachine: {machine}"))
+    done = attar("run", "tiny.yaml", "--json", "--out", "other", "--set", "targets.0.use=other.yaml", cwd=folder)
+    assert done.returncode == 4, done.stderr
+    checks = {c["metric"]: c for c in json.loads(done.stdout)["targets"][0]["checks"]}
+    assert checks["size_mb"]["verdict"] == "met"
+    assert checks["latency_p50_ms"]["verdict"] == "inconclusive"
+    assert "estimate" in checks["latency_p50_ms"]["note"]
+    assert not (folder / "other/other/model.onnx").exists()
+
+
+def test_what_set_changed_is_on_record(finished):
+    folder, _ = finished
+    done = attar("run", "tiny.yaml", "--json", "--out", "set", "--set", "targets.0.budget.size_mb=0.9", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((folder / "set/quick/manifest.json").read_text())
+    assert manifest["recipe"]["settings"]["targets"][0]["budget"]["size_mb"] == 0.9
+    assert manifest["recipe"]["settings"]["seed"] == 3
+
+
+FORGETFUL = """\
+import torch
+from torch import nn
+
+class Forgetful(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 4)
+        self.register_buffer("mix", torch.randn(64, 64), persistent=False)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1) @ self.mix)
+"""
+
+
+def test_a_network_with_state_outside_its_state_dict_is_caught(tmp_path):
+    write_tiny(tmp_path)
+    (tmp_path / "forgetful.py").write_text(FORGETFUL)
+    model = "model={source: forgetful:Forgetful, train: {epochs: 1, batch_size: 16}}"
+    done = attar("run", "tiny.yaml", "--set", model, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "keeps state outside its state dict" in " ".join(done.stderr.split())
 
 
 def test_the_other_engine_ends_the_same_way(finished):

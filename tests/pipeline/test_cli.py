@@ -50,6 +50,21 @@ def test_five_faults_at_once_with_lines(tmp_path):
         (("  - export: {samples: 8}\n", "  - export: {}\n  - prune: {keep: 0.5}\n"), r"prune takes a torch network"),
         (("keep: 0.75}", 'keep: 0.75, exclude: ["convv*"]}'), r"convv\*"),
         (("version: 1", "version: 2"), r"version: 2 must be"),
+        (("{samples: 8}", "{opset: 25}"), r"tiny\.yaml:\d+: stages\[4\]\.export\.opset: 25 is above the opset 21"),
+        (
+            ("{samples: 32}", "{engine: neural_compressor, calibration: percentile}"),
+            r"stages\[3\]\.quantize: neural_compressor has no percentile calibration",
+        ),
+        (
+            ("{keep: 1.0}", "{keep: 1.0, name: float teacher}"),
+            r"students\[0\]: a student cannot be called 'float teacher'",
+        ),
+        (("epochs: 4,", "soft_weight: 0, label_weight: 0,"), r"stages\[2\]\.distill: there is nothing to learn from"),
+        (
+            ("budget: {acc", "name: report.html\n    budget: {acc"),
+            r"'report\.html' is the name of a file that every run",
+        ),
+        (("budget: {acc", "name: ../up\n    budget: {acc"), r"targets\[0\]\.name: '\.\./up'"),
     ],
 )
 def test_a_fault_names_its_place(tmp_path, change, told):
@@ -96,7 +111,7 @@ def test_unusable_data_stops_before_training(tiny, tmp_path, changes, told):
 
 def test_a_model_whose_output_does_not_fit_the_task(tiny, tmp_path):
     told = _fault(tmp_path, "tiny.yaml", "--set", "model.args.classes=7", command="run")
-    assert re.search("7 outputs.*4 classes", told)
+    assert re.search(r"^tiny\.yaml:6: model: the model gives 7 outputs, the data has 4 classes", told, re.M)
 
 
 def test_weights_that_do_not_fit_and_pickles(tiny, tmp_path):
@@ -139,3 +154,16 @@ def test_wrong_words_on_the_command_line_exit_2(tmp_path):
     assert attar("run", cwd=tmp_path).returncode == 2
     assert attar("fly", cwd=tmp_path).returncode == 2
     assert attar("--help", cwd=tmp_path).returncode == 0
+
+
+def test_a_profile_cannot_be_named_out_of_the_folder(tiny, tmp_path):
+    (tmp_path / "quick.yaml").write_text("name: ../../escaped\nextends: local\n")
+    assert "name: '../../escaped'" in _fault(tmp_path, "tiny.yaml")
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_module_that_ends_the_program_is_a_fault(tiny, tmp_path, command):
+    (tmp_path / "script.py").write_text("import sys\ndef net():\n    ...\nsys.exit(0)\n")
+    model = "model={source: script:net, train: {epochs: 1}}"
+    told = _fault(tmp_path, "tiny.yaml", "--set", model, command=command)
+    assert "importing script failed: SystemExit" in told

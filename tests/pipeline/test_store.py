@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.store import Store, write_atomically
+from targets.errors import StageError
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_equal_bytes_are_kept_once(store, tmp_path):
     assert len(list((store.root / "objects").glob("*/*"))) == 1
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "record"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "folder", "record", "value"])
 def test_a_spoiled_entry_is_dropped_and_told(store, tmp_path, damage):
     dropped = []
     store.on_spoiled = dropped.append
@@ -61,10 +62,18 @@ def test_a_spoiled_entry_is_dropped_and_told(store, tmp_path, damage):
         blob.write_bytes(b"")
     elif damage == "remove":
         blob.unlink()
+    elif damage == "folder":
+        blob.unlink()
+        blob.mkdir()
+    elif damage == "value":
+        record = store.root / "steps" / "k.json"
+        record.write_text(record.read_text().replace('"values": {}', '"values": {"accuracy": 100}'))
     else:
         (store.root / "steps" / "k.json").write_text("{")
     assert store.find("k") is None
     assert dropped == ["k"]
+    if damage == "folder":
+        blob.rmdir()
     store.put("k", _folder(tmp_path, "again", model=b"weights"))
     assert store.find("k") is not None
 
@@ -175,4 +184,14 @@ def test_folders_of_dead_runs_are_swept_and_those_of_living_ones_stay(tmp_path):
 def test_the_record_is_readable_json(store, tmp_path):
     store.put("k", _folder(tmp_path, x=b"x"), {"seconds": 2.0})
     record = json.loads((store.root / "steps" / "k.json").read_text())
-    assert set(record) == {"key", "files", "values"}
+    assert set(record) == {"key", "files", "values", "digest"}
+
+
+def test_bytes_that_are_damaged_after_they_were_found_are_not_handed_out(store, tmp_path):
+    entry = store.put("k", _folder(tmp_path, model=b"weights"))
+    assert store.find("k") == entry
+    store._blob(entry.files["model"]).write_bytes(b"weightz")
+    with pytest.raises(StageError, match="was damaged while it was in use"):
+        store.read(entry, "model")
+    with pytest.raises(StageError, match="give the same command again"):
+        store.checkout(entry)
