@@ -53,6 +53,7 @@ def prepared(out: Path) -> Iterator[Path]:
             raise InputError(f"{folder} exists and was not written by attar", help="give another folder with --out")
     if _old(out).exists() and not out.exists():  # a run was killed in the middle of `swap_in`
         _old(out).rename(out)
+    ours = not partial.parent.exists()
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -62,8 +63,9 @@ def prepared(out: Path) -> Iterator[Path]:
         yield partial
     except InputError:
         shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):  # the parent holds something else
-            partial.parent.rmdir()
+        if ours:
+            with suppress(OSError):  # another run writes there too
+                partial.parent.rmdir()
         raise
 
 

@@ -50,7 +50,7 @@ STAGES: Mapping[str, Stage] = {
             takes="onnx",
             gives="onnx",
             sees=("int8",),
-            libraries=("onnx", "onnxruntime", "torch", "neural-compressor"),
+            libraries=("onnx", "onnxruntime", "torch", "neural-compressor", "torchao"),
             extra=None,
         ),
     )

@@ -10,8 +10,9 @@ text. Only plain values are read: keys are text, and tags that build objects are
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -271,10 +272,21 @@ def validate(doc: Document, model: type[M], value: Any = _WHOLE, at: KeyPath = (
         InputError: all faults of this part, each with its line.
     """
     value = doc.value if value is _WHOLE else value
+    if endless := [doc.fault((*at, *path), f"{number} must be a finite number") for path, number in _endless(value)]:
+        raise InputError(endless)
     try:
         return model.model_validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         raise InputError(faults_of(error, doc, model, at, command, value)) from None
+
+
+def _endless(value: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, float]]:
+    """Where infinite numbers and NaN stand: they have no JSON form, so no key could be made of them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield at, value
+    elif isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _endless(inner, (*at, key))
 
 
 def faults_of(
