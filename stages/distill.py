@@ -47,9 +47,6 @@ def distill(candidate: Candidate, config: DistillConfig, context: Context) -> Ca
         raise StageError(
             f"distill makes one student at a time and got {len(config.students)}: give each its own branch"
         )
-    weights = (config.soft_weight, config.label_weight, *config.features.values(), *config.attention.values())
-    if not any(weights):
-        raise StageError("distill has nothing to learn from: soft_weight, label_weight and all others are 0")
     teacher = build(context.teacher).requires_grad_(False)
     if len(context.data.input_shape) == 3:
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as its inputs will be
