@@ -20,7 +20,7 @@ from pathlib import Path
 import onnxruntime
 
 from pipeline.code import importable
-from pipeline.events import Events
+from pipeline.events import Event, Events
 from pipeline.plan import plan
 from pipeline.recipe import load
 from pipeline.runner import Runner
@@ -47,14 +47,18 @@ def by_hand(teacher: Path, data, folder: Path) -> Path:
     return folder / "by_hand.onnx"
 
 
+def tell(event: Event) -> None:
+    """Progress, on standard error."""
+    if event.kind == "step_started":
+        print(event.step, file=sys.stderr)
+
+
 def run_once(path: Path, sets: dict[str, str], store: Store):
     """(runner, outcome on the first target, seconds)."""
     start = time.perf_counter()
     recipe, _ = load(path, sets)
     base = path.absolute().parent
-    runner = Runner(
-        recipe, base, plan(recipe, base), store, Events(lambda event: print(event.step, end="\r", file=sys.stderr))
-    )
+    runner = Runner(recipe, base, plan(recipe, base), store, Events(tell))
     with importable(base):
         outcome = runner.run()[0]
     return runner, outcome, time.perf_counter() - start
@@ -79,7 +83,7 @@ def main() -> None:
         }
         measured = measure(target, models, data.test.inputs(slice(0, 64)))
         print(
-            f"\n{platform.machine()}, {measured.environment.get('cpu', '')}, onnxruntime {onnxruntime.__version__}, ",
+            f"\n{platform.machine()}, {measured.environment['cpu']['model']}, onnxruntime {onnxruntime.__version__}, ",
             end="",
         )
         print(f"{target.runtime.threads} thread(s), batch 1, {len(data.test)} test images\n")
