@@ -39,6 +39,8 @@ def preflight(recipe: Recipe, document: Document) -> None:
             raise InputError(what, help=f"pip install 'attar[{extra}]'")
     if recipe.model.form == "onnx":
         return
+    import stages.network  # noqa: F401  # torch, before a torch.py or json.py beside the recipe can stand in its way
+
     with importable(Path(document.file).absolute().parent):
         faults = list(_faults(recipe, document))
     if faults:

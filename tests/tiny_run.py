@@ -51,7 +51,7 @@ def write_tiny(folder: Path, text: str = TINY) -> Path:
 
 def attar(*arguments, cwd, env=None, **options):
     """Runs the real command in a real process."""
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "pipeline.cli", *map(str, arguments)]  # -P: as the installed command
     root = str(Path(__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": root, "NO_COLOR": "1", "COLUMNS": "100", **(env or {})}
     return subprocess.run(

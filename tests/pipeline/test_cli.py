@@ -161,6 +161,13 @@ def test_a_profile_cannot_be_named_out_of_the_folder(tiny, tmp_path):
     assert "name: '../../escaped'" in _fault(tmp_path, "tiny.yaml")
 
 
+def test_a_file_beside_the_recipe_does_not_stand_in_for_a_library(tiny, tmp_path):
+    for name in ("torch", "json"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong one')\n")
+    done = attar("check", "tiny.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("command", ["check", "run"])
 def test_a_module_that_ends_the_program_is_a_fault(tiny, tmp_path, command):
     (tmp_path / "script.py").write_text("import sys\ndef net():\n    ...\nsys.exit(0)\n")
