@@ -98,7 +98,9 @@ def _reason(
         told = ", ".join(f"{c.metric} {c.verdict}" for c in open_checks)
         return f"nearest to the budget: {told}" if name == chosen else told
     if name == chosen:
-        return "fastest that meets the budget"
+        ratio = candidates[name].get("speedup_p50")
+        slower = ratio is not None and ratio.high < 1
+        return "fastest that meets the budget" + (", yet slower than the float teacher" if slower else "")
     mine, best = candidates[name], candidates[chosen]
     if _p50(mine).low > _p50(best).high:
         return f"meets the budget, but {_p50(mine).value / _p50(best).value:.2f}x as slow"

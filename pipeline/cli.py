@@ -54,6 +54,7 @@ def check(recipe: RecipePath, set_: Sets = None) -> None:
 
     loaded, document = _load(recipe, set_)
     preflight(loaded, document)
+    _warn(loaded, document)
     _tell(f"{recipe}: no faults")
 
 
@@ -66,7 +67,9 @@ def plan(recipe: RecipePath, set_: Sets = None) -> None:
     loaded, document = _load(recipe, set_)
     laid = lay_out(loaded, _base(document))
     store = _store()
-    print_plan([(step.title, step.key, store.find(step.key) is not None) for step in laid.steps], laid, _console())
+    rows = [(step.title, step.key, store.find(step.key) is not None) for step in laid.steps]
+    print_plan(rows, laid, _console(stdout=True))
+    _warn(loaded, document)
 
 
 @app.command()
@@ -141,11 +144,16 @@ def stages_show(name: str) -> None:
 
     if name not in STAGES:
         raise InputError(f"there is no stage {name!r}", help=nearest(name, STAGES, command="attar stages"))
+    schema = STAGES[name].Config.model_json_schema()
     rows = []
-    for key, prop in STAGES[name].Config.model_json_schema()["properties"].items():
-        rows.append((key, _default(prop), prop.get("description", "")))
-    _tell(f"{name}: {STAGES[name].summary}")
-    print_table(("key", "default", "meaning"), rows, _console(stdout=True))
+    for key, prop in schema["properties"].items():
+        rows.append((key, _allowed(prop), _default(prop), prop.get("description", "")))
+        inner = prop.get("items", {}).get("$ref", "").rpartition("/")[2]
+        for part, told in schema.get("$defs", {}).get(inner, {}).get("properties", {}).items():
+            rows.append((f"{key}[].{part}", _allowed(told), _default(told), told.get("description", "")))
+    console = _console(stdout=True)
+    console.print(f"{name}: {STAGES[name].summary}")
+    print_table(("key", "allowed", "default", "meaning"), rows, console)
 
 
 @app.command()
@@ -236,6 +244,15 @@ def _load(path: Path, sets: list[str] | None) -> tuple[Recipe, Document]:
     return load(path, _overrides(sets))
 
 
+def _warn(recipe: Recipe, document: Document) -> None:
+    """Says what is no fault and will still decide the verdict."""
+    from pipeline.validate import strange
+
+    for target in recipe.resolved_targets(_base(document)):
+        if why := strange(target):
+            _tell(f"note: {why}: its numbers will be estimates, and its verdict at best inconclusive")
+
+
 def _overrides(sets: list[str] | None) -> dict[str, str]:
     from targets.errors import InputError
 
@@ -273,6 +290,18 @@ def _print_yaml(value: dict[str, Any]) -> None:
     import yaml
 
     sys.stdout.write(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+def _allowed(prop: dict[str, Any]) -> str:
+    """What a key takes, in few words: choices, or the kind of value with its bounds."""
+    for option in prop.get("anyOf", ()):
+        if option.get("type") != "null":
+            return _allowed(option)
+    if choices := prop.get("enum"):
+        return ", ".join(map(str, choices))
+    words = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+    bounds = [f"{sign} {prop[key]:g}" for key, sign in words.items() if key in prop]
+    return " ".join([{"array": "list", "object": "map"}.get(kind := prop.get("type", ""), kind), *bounds])
 
 
 def _default(prop: dict[str, Any]) -> str:

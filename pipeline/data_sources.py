@@ -54,7 +54,8 @@ def check_data(spec: DataSpec, base: Path) -> list[Fault]:
 def data_digest(spec: DataSpec, base: Path) -> str:
     """Digest of all that the splits depend on, except the seed. Nothing is decoded or imported.
 
-    Of files, their contents count, not their place. Of a function, its code counts; what it reads itself is not seen.
+    Of files, their contents count, not their place. Of a function, its code counts, and the
+    files that its arguments name; what else it reads is not seen.
 
     Raises:
         InputError: a file cannot be read, or a function's source not be found.
@@ -64,7 +65,8 @@ def data_digest(spec: DataSpec, base: Path) -> str:
     if spec.source == "digits":
         content = {**digests.of_libraries(["scikit-learn"]), "file": _digits_file()}
     elif code.is_function(spec.source):
-        content = digests.of_code(spec.source.partition(":")[0], base)
+        named = digests.of_named_files(spec.args, base)
+        content = {"code": digests.of_code(spec.source.partition(":")[0], base), "files": named}
     else:
         del settings["source"]
         path = base / spec.source

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from pathlib import Path
 from typing import Any
 
-from pipeline.code import HOUSE, closure, imports, is_library, locate
+from pipeline.code import HOUSE, closure, imports, is_library, is_there, locate
 
 __all__ = ["of_code", "of_file", "of_json", "of_libraries"]
 
@@ -63,6 +63,15 @@ def of_code(module: str, beside: Path | None = None) -> str:
         tops = {name.partition(".")[0] for at, path in files.items() for name in imports(path, at)}
         digest["libraries"] = of_libraries({library for top in tops for library in _distributions().get(top, ())})
     return of_json(digest)
+
+
+def of_named_files(args: Any, base: Path) -> dict[str, str]:
+    """Digests of the files that arguments name: every text in them that is the path of a file, from `base` on."""
+    if isinstance(args, str):
+        path = base / args
+        return {args: of_file(path)} if is_there(path) and path.is_file() else {}
+    inner = args.values() if isinstance(args, dict) else args if isinstance(args, list) else ()
+    return {name: digest for value in inner for name, digest in of_named_files(value, base).items()}
 
 
 @cache

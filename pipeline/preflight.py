@@ -32,6 +32,17 @@ def preflight(recipe: Recipe, document: Document) -> None:
     Raises:
         InputError: all faults found.
     """
+    from onnxruntime import get_available_providers
+
+    providers = get_available_providers()
+    wanted = [target.runtime.provider for target in recipe.resolved_targets(Path(document.file).absolute().parent)]
+    absent = [
+        document.fault(("targets", i), f"onnxruntime has no {name} here", f"it has {', '.join(providers)}")
+        for i, name in enumerate(wanted)
+        if name not in providers
+    ]
+    if absent:
+        raise InputError(absent)
     extras = {stage.extra for call in recipe.stages if (stage := STAGES[call.name]).extra}
     for extra in sorted(extras):
         if missing := [name for name in _EXTRAS[extra] if find_spec(name) is None]:

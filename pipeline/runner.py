@@ -35,7 +35,7 @@ from stages import STAGES
 from stages.base import Candidate, Context, Origin, perform
 from stages.data import Splits
 from targets.budget import Check, Measurement, judge
-from targets.documents import Document, KeyPath
+from targets.documents import Document, KeyPath, show_key
 from targets.errors import AttarError, Fault, InputError, StageError
 from targets.measure import identity
 from targets.target import Target, facts
@@ -115,7 +115,10 @@ class Runner:
     @cached_property
     def data(self) -> Splits:
         """The three splits, loaded when the first step needs them."""
-        return load_data(self.recipe.data, self.base, self.recipe.seed)
+        try:
+            return load_data(self.recipe.data, self.base, self.recipe.seed)
+        except InputError as error:
+            raise InputError([self._placed(fault, ("data",)) for fault in error.faults]) from error
 
     def candidate(self, key: str) -> Candidate:
         """The outcome of a finished step, as files of this run's own."""
@@ -200,8 +203,9 @@ class Runner:
         """A fault that a stage found, with the line of the recipe that it is about."""
         if fault.file or self.document is None:
             return fault
-        told = self.document.fault(at, fault.what, fault.help)
-        return replace(told, key=f"{told.key}.{fault.key}" if fault.key else told.key)
+        inner = fault.key.removeprefix(show_key(at)).lstrip(".")
+        told = self.document.fault((*at, inner) if inner else at, fault.what, fault.help)
+        return replace(told, key=f"{show_key(at)}.{inner}" if inner else show_key(at))
 
     def _data_summary(self) -> dict[str, Any]:
         """What the report and the manifest say about the data; kept with the first step, so that a run in which

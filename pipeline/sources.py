@@ -58,7 +58,8 @@ def model_digest(spec: ModelSpec, base: Path) -> str:
         network = digests.of_file(base / spec.source) if spec.form == "onnx" else code_digest(spec.source, base)
     except OSError as error:
         raise InputError(Fault(f"cannot be read: {error.strerror}", "model", str(error.filename))) from None
-    return digests.of_json({"network": network, "args": spec.args, "weights": weights})
+    named = digests.of_named_files(spec.args, base)
+    return digests.of_json({"network": network, "args": spec.args, "files": named, "weights": weights})
 
 
 def code_digest(source: str, base: Path) -> str:

@@ -78,10 +78,14 @@ def _bad(what: str, help: str = "", key: str = "data") -> InputError:
 def _labels(pool: Pool, name: str) -> Labels:
     """Labels as (n,) int64."""
     y = np.asarray(pool.y)
+    if not getattr(pool.x, "shape", (1,)):
+        raise _bad(f"{name} is a single number, where examples are expected: (n, ...)")
     if len(pool.x) == 0:
         raise _bad(f"{name} has no examples")
     if y.ndim != 1:
-        help = "one class number per example is wanted: y.argmax(1) turns one-hot labels into such"
+        column = y.ndim == 2 and y.shape[1] == 1
+        how = "y[:, 0] takes the column" if column else "y.argmax(1) turns one-hot labels into such"
+        help = f"one class number per example is wanted: {how}"
         raise _bad(f"labels of {name} have shape {y.shape}", help)
     if len(y) != len(pool.x):
         raise _bad(f"{name} has {len(pool.x)} examples and {len(y)} labels")

@@ -20,7 +20,7 @@ from targets.measure import accuracy, accuracy_drop, measure, measurements, outp
 from targets.probe import cpu
 from targets.target import Target, unlike
 
-__all__ = ["BASELINE", "on_test", "on_validation", "read"]
+__all__ = ["BASELINE", "on_test", "on_validation", "read", "strange"]
 
 BASELINE = "float teacher"
 _SAMPLES = 64  # inputs that latency is measured on: enough to vary, small enough to stay in cache like a live stream
@@ -50,12 +50,12 @@ def on_validation(
             found[name]["accuracy_drop_points"] = accuracy_drop(
                 answers[BASELINE], answers[name], split.labels, confidence
             )
-    strange = _strange(target)
-    if strange:
-        say(f"{strange}: what depends on the hardware is an estimate here, and meets no limit")
+    other = strange(target)
+    if other:
+        say(f"{other}: what depends on the hardware is an estimate here, and meets no limit")
     return {
         "raw": measured.to_json(),
-        "models": {name: _dumped(got, strange) for name, got in found.items()},
+        "models": {name: _dumped(got, other) for name, got in found.items()},
         "merge": _merge(answers, found, split.labels, confidence),
     }
 
@@ -69,7 +69,7 @@ def on_test(target: Target, baseline: Path, artifact: Path, split: Split) -> dic
         "accuracy": accuracy(ours, split.labels, confidence),
         "accuracy_drop_points": accuracy_drop(theirs, ours, split.labels, confidence),
     }
-    return _dumped(found, _strange(target))
+    return _dumped(found, strange(target))
 
 
 def read(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Measurement]:
@@ -77,16 +77,16 @@ def read(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Measurement]:
     return {name: Measurement(**value) for name, value in values.items()}
 
 
-def _strange(target: Target) -> str:
+def strange(target: Target) -> str:
     """Why this machine cannot speak for the target; empty if it can."""
     here = cpu()
     return unlike(target, here["machine"], here["flags"])
 
 
-def _dumped(found: Mapping[str, Measurement], strange: str) -> dict[str, Any]:
+def _dumped(found: Mapping[str, Measurement], other: str) -> dict[str, Any]:
     """Plain values. Taken on other hardware, all but a file's size is an estimate: int8 answers differ too."""
     return {
-        name: asdict(replace(m, instrument=f"estimate: {strange}") if strange and name != "size_mb" else m)
+        name: asdict(replace(m, instrument=f"estimate: {other}") if other and name != "size_mb" else m)
         for name, m in found.items()
     }
 

@@ -73,6 +73,7 @@ def check_fit(module: nn.Module, data: Splits) -> None:
     try:
         with torch.no_grad():
             y = module.eval()(x)
+            module(x[:1])  # a batch of another length must do too
     except Exception as error:
         what = f"the model cannot take inputs of shape {tuple(x.shape)}: {str(error).splitlines()[0]}"
         help = "data.image_size and data.channels set the input; the model's args set what it expects"

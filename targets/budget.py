@@ -97,7 +97,7 @@ def judge(budget: Budget, measured: Mapping[str, Measurement]) -> tuple[Check, .
         verdict: Verdict = "met" if last <= bound else "missed" if best > bound else "inconclusive"
         note = "the interval straddles the limit" if verdict == "inconclusive" else ""
         if verdict == "met" and got.instrument.startswith("estimate"):
-            verdict, note = "inconclusive", "an estimate cannot meet a limit"
+            verdict, note = "inconclusive", f"{got.instrument}; an estimate cannot meet a limit"
         checks.append(Check(metric, limit, got.value, got.low, got.high, verdict, note))
     return tuple(checks)
 

@@ -82,6 +82,7 @@ class Document:
         value, faults, done = _copy(self.value), [], set(self.overridden)
         for dotted, raw in assignments.items():
             try:
+                dotted = re.sub(r"\[(\d+)\]", r".\1", dotted)  # as faults show it: stages[0].distill
                 done.add(_assign(value, dotted.split("."), _plain_value(raw)))
             except (yaml.YAMLError, ValueError, RecursionError) as error:
                 faults.append(Fault(f"{raw!r} is not YAML: {_problem(error)}", dotted, "--set"))

@@ -82,5 +82,5 @@ def nearest(word: str, known: Iterable[str], *, command: str = "") -> str:
     elif len(known) <= 12:
         hint = f"known: {', '.join(known)}." if known else "none is known."
     else:
-        hint = f"{len(known)} are known."
+        hint = f"{len(known)} are known: {', '.join(known[:8])}, ..."
     return f"{hint} See `{command}`" if command else hint

@@ -141,7 +141,8 @@ def test_lists_and_shows(tmp_path):
     listed = attar("stages", cwd=tmp_path)
     assert listed.returncode == 0
     assert all(name in listed.stdout for name in ("distill", "prune", "export", "quantize"))
-    assert "temperature" in attar("stages", "show", "distill", cwd=tmp_path).stdout
+    shown = attar("stages", "show", "distill", cwd=tmp_path).stdout
+    assert all(told in shown for told in ("temperature", "kd, dkd, dist", "students[].keep", "number > 0 ≤ 1"))
     assert "did you mean 'prune'?" in attar("stages", "show", "prun", cwd=tmp_path).stderr
     assert "local" in attar("targets", cwd=tmp_path).stdout
     assert "channel_multiple" in attar("targets", "show", "local", cwd=tmp_path).stdout
@@ -174,3 +175,29 @@ def test_a_module_that_ends_the_program_is_a_fault(tiny, tmp_path, command):
     model = "model={source: script:net, train: {epochs: 1}}"
     told = _fault(tmp_path, "tiny.yaml", "--set", model, command=command)
     assert "importing script failed: SystemExit" in told
+
+
+def test_a_changed_file_that_arguments_name_is_noticed(tiny, tmp_path):
+    (tmp_path / "mine.py").write_text("import numpy as np\ndef data(path):\n    ...\n")
+    (tmp_path / "raw.bin").write_bytes(b"one")
+    source = ("--set", "data={source: mine:data, args: {path: raw.bin}}")
+    before = attar("plan", "tiny.yaml", *source, cwd=tmp_path).stdout
+    (tmp_path / "raw.bin").write_bytes(b"two")
+    after = attar("plan", "tiny.yaml", *source, cwd=tmp_path).stdout
+    assert "teacher" in before
+    assert before != after
+
+
+def test_what_can_never_be_met_is_said_before_training(tiny, tmp_path):
+    assert "energy cannot be measured yet" in _fault(tmp_path, "tiny.yaml", "--set", "targets.0.budget.energy_mj=1")
+    (tmp_path / "quick.yaml").write_text("name: quick\nextends: local\nruntime: {provider: CUDAExecutionProvide}\n")
+    assert "onnxruntime has no CUDAExecutionProvide here" in _fault(tmp_path, "tiny.yaml")
+    (tmp_path / "quick.yaml").write_text("name: quick\nextends: local\nhas_any: [no_such_flag]\n")
+    done = attar("check", "tiny.yaml", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "note: quick has no_such_flag, and this processor does not" in done.stderr
+
+
+def test_set_takes_the_form_that_faults_show(tiny, tmp_path):
+    told = _fault(tmp_path, "tiny.yaml", "--set", "stages[1].prune.keep=7")
+    assert "stages[1].prune.keep: 7" in told

@@ -62,7 +62,7 @@ def test_a_percentile_that_the_samples_cannot_support_says_so():
 def test_an_estimate_may_miss_but_never_meets():
     budget = Budget(energy_mj=3)
     (met,) = judge(budget, _got("energy_mj", 1, 1, "estimate: MACs"))
-    assert (met.verdict, met.note) == ("inconclusive", "an estimate cannot meet a limit")
+    assert (met.verdict, met.note) == ("inconclusive", "estimate: MACs; an estimate cannot meet a limit")
     (missed,) = judge(budget, _got("energy_mj", 4, 4, "estimate: MACs"))
     assert missed.verdict == "missed"
 
