@@ -157,7 +157,8 @@ def _targets(doc: Document, calls: Sequence[Call] | None, base: Path) -> Iterato
         name = target.name
         if name in WRITTEN:
             yield doc.fault(at, f"{name!r} is the name of a file that every run writes", "give it another `name`")
-        if target.budget.energy_mj is not None:
+        limits = {**target.budget.model_dump(), **(item["budget"] if isinstance(item.get("budget"), dict) else {})}
+        if limits["energy_mj"] is not None:
             what = "energy cannot be measured yet, so this limit could never be met"
             yield doc.fault((*at, "budget", "energy_mj"), what, "leave it out")
         for call in calls or ():
