@@ -114,7 +114,7 @@ def report_of(runner: Runner, outcomes: Iterable[Outcome], recipe_text: str, sec
         candidates=tuple(candidates),
         steps=_step_rows(runner),
         seconds=seconds,
-        frame_seconds=max(0.0, seconds - runner.busy_seconds - runner.waited_seconds),
+        frame_seconds=max(0.0, seconds - runner.busy_seconds - runner.other_seconds),
         libraries=digests.of_libraries(_LIBRARIES),
     )
 

@@ -62,14 +62,17 @@ def run(
     base = Path(document.file).absolute().parent
     laid = plan(recipe, base)
     kept = Store(Path(store or default_store()))
+    looking = time.monotonic()
     if fresh or not all(kept.has(step.key) for step in laid.steps):
         preflight(recipe, document)
+    looked_seconds = time.monotonic() - looking
     out = Path(out or Path("runs") / recipe.name)
     folder = hashlib.sha256(str(out.absolute()).encode()).hexdigest()
     with kept.lock(f"out-{folder}", lambda: listener(Event("waiting", str(out)))), output.prepared(out) as partial:
         events = Events(listener, log_to(partial / "events.jsonl"))
         kept.on_spoiled = lambda key: events("spoiled", laid.title(key))
         runner = Runner(recipe, base, laid, kept, events, fresh, document)
+        runner.other_seconds = looked_seconds
         try:
             with importable(base):
                 outcomes = runner.run()

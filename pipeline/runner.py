@@ -90,7 +90,7 @@ class Runner:
     fresh: bool = False
     document: Document | None = None
     done: list[StepDone] = field(default_factory=list)
-    waited_seconds: float = 0.0  # for another run that was computing the same step
+    other_seconds: float = 0.0  # for torch to wake and networks to be built beforehand; for another run's step
 
     def run(self) -> list[Outcome]:
         """Runs everything.
@@ -135,7 +135,7 @@ class Runner:
         if entry is None:
             asked = time.monotonic()
             with self.store.lock(key, lambda: self.events("waiting", title)):
-                self.waited_seconds += time.monotonic() - asked
+                self.other_seconds += time.monotonic() - asked
                 entry = None if self.fresh else self.store.find(key)  # another run may have just made it
                 stored = entry is not None
                 if entry is None:
