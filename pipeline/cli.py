@@ -65,7 +65,7 @@ def plan(recipe: RecipePath, set_: Sets = None) -> None:
     from pipeline.report.terminal import print_plan
 
     loaded, document = _load(recipe, set_)
-    laid = lay_out(loaded, _base(document))
+    laid = lay_out(loaded, document.folder)
     store = _store()
     rows = [(step.title, step.key, store.find(step.key) is not None) for step in laid.steps]
     print_plan(rows, laid, _console(stdout=True))
@@ -248,7 +248,7 @@ def _warn(recipe: Recipe, document: Document) -> None:
     """Says what is no fault and will still decide the verdict."""
     from pipeline.validate import strange
 
-    for target in recipe.resolved_targets(_base(document)):
+    for target in recipe.resolved_targets(document.folder):
         if why := strange(target):
             _tell(f"note: {why}: its numbers will be estimates, and its verdict at best inconclusive")
 
@@ -263,10 +263,6 @@ def _overrides(sets: list[str] | None) -> dict[str, str]:
             raise InputError(f"--set {item!r} must look like KEY=VALUE", help="--set stages.0.distill.epochs=2")
         overrides[key] = value
     return overrides
-
-
-def _base(document: Document) -> Path:
-    return Path(document.file).absolute().parent
 
 
 def _store() -> Any:

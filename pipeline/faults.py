@@ -41,7 +41,7 @@ def check(doc: Document) -> Recipe:
     Raises:
         InputError: all faults, in the order of lines.
     """
-    base = Path(doc.file).absolute().parent
+    base = doc.folder
     faults: list[Fault] = []
     calls = _calls(doc, faults)
     recipe = _part(doc, Recipe, (), {**doc.value, "stages": []}, faults)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from pipeline.code import importable
@@ -35,7 +34,7 @@ def preflight(recipe: Recipe, document: Document) -> None:
     from onnxruntime import get_available_providers
 
     providers = get_available_providers()
-    wanted = [target.runtime.provider for target in recipe.resolved_targets(Path(document.file).absolute().parent)]
+    wanted = [target.runtime.provider for target in recipe.resolved_targets(document.folder)]
     absent = [
         document.fault(("targets", i), f"onnxruntime has no {name} here", f"it has {', '.join(providers)}")
         for i, name in enumerate(wanted)
@@ -52,7 +51,7 @@ def preflight(recipe: Recipe, document: Document) -> None:
         return
     import stages.network  # noqa: F401  # torch, before a torch.py or json.py beside the recipe can stand in its way
 
-    with importable(Path(document.file).absolute().parent):
+    with importable(document.folder):
         faults = list(_faults(recipe, document))
     if faults:
         raise InputError(faults)

@@ -59,7 +59,7 @@ def run(
     """
     started = time.monotonic()
     recipe, document = load(path, overrides)
-    base = Path(document.file).absolute().parent
+    base = document.folder
     laid = plan(recipe, base)
     kept = Store(Path(store or default_store()))
     looking = time.monotonic()

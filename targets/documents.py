@@ -64,6 +64,11 @@ class Document:
     lines: Mapping[KeyPath, int]
     overridden: frozenset[KeyPath] = field(default=frozenset())
 
+    @property
+    def folder(self) -> Path:
+        """Where the file lies; relative paths in it start from here."""
+        return Path(self.file).absolute().parent
+
     def fault(self, path: KeyPath, what: str, help: str = "") -> Fault:
         """A fault at `path`, or at the nearest key above it that the file has."""
         above = [path[:n] for n in range(len(path), 0, -1)]
