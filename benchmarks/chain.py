@@ -25,7 +25,9 @@ from pipeline.plan import plan
 from pipeline.recipe import load
 from pipeline.runner import Runner
 from pipeline.store import Store
-from targets.measure import accuracy, measure, measurements, outputs
+from targets.accuracy import accuracy
+from targets.measure import measure, outputs
+from targets.samples import measurements
 
 
 def by_hand(teacher: Path, data, folder: Path) -> Path:
@@ -89,9 +91,10 @@ def main() -> None:
         print(f"{target.runtime.threads} thread(s), batch 1, {len(data.test)} test images\n")
         print("| model | accuracy % | p50 ms | speed-up | size kB |")
         print("|---|---:|---:|---:|---:|")
+        answers = outputs(target, models, (x for x, _ in data.test.batches(64)))
         for name, path in models.items():
             got = measurements(measured, name, None if path is teacher else "float teacher")
-            right = accuracy(outputs(target, path, (x for x, _ in data.test.batches(64))), data.test.labels, 0.95)
+            right = accuracy(answers[name], data.test.labels, 0.95)
             ratio = got.get("speedup_p50")
             cells = (
                 name,

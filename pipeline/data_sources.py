@@ -60,7 +60,7 @@ def data_digest(spec: DataSpec, base: Path) -> str:
     Raises:
         InputError: a file cannot be read, or a function's source not be found.
     """
-    settings = spec.model_dump(mode="json")
+    settings = spec.model_dump(mode="json", exclude={"reference"})
     content: Any
     if spec.source == "digits":
         content = {**digests.of_libraries(["scikit-learn"]), "file": _digits_file()}

@@ -158,9 +158,9 @@ def _targets(doc: Document, calls: Sequence[Call] | None, base: Path) -> Iterato
         if name in WRITTEN:
             yield doc.fault(at, f"{name!r} is the name of a file that every run writes", "give it another `name`")
         limits = {**target.budget.model_dump(), **(item["budget"] if isinstance(item.get("budget"), dict) else {})}
-        if limits["energy_mj"] is not None:
-            what = "energy cannot be measured yet, so this limit could never be met"
-            yield doc.fault((*at, "budget", "energy_mj"), what, "leave it out")
+        if limits["energy_mj"] is not None and target.meter.energy_s == 0:
+            what = f"energy is not counted on {name}: its meter.energy_s is 0, so this limit could never be met"
+            yield doc.fault((*at, "budget", "energy_mj"), what, "leave it out, or raise meter.energy_s")
         for call in calls or ():
             asked = call.stage.config.opset if call.stage and isinstance(call.stage.config, ExportConfig) else None
             if asked is not None and asked > target.opset:

@@ -6,7 +6,8 @@
     <out>/<target>/model.onnx                        the artifact, if the verdict is met
     <out>/<target>/manifest.json                     digests, lineage, budget, verdict, tool versions
     <out>/<target>/measurements.json                 raw samples and the environment they were taken in
-    <out>/<target>/not-shipped/...                   the same three for the nearest miss, if it is not met
+    <out>/<target>/reference.npz                     a few test examples and the artifact's answers to them
+    <out>/<target>/not-shipped/...                   the same four for the nearest miss, if it is not met
 
 The folder is built beside (`<out>.partial`) and swapped in whole: report and artifact always belong together, and what
 an earlier run left stays until a new one is complete.
@@ -23,15 +24,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline import digests
+from pipeline import digests, reference
 from pipeline.recipe import Recipe
-from pipeline.report import html, markdown
+from pipeline.report import html, markdown, model
 from pipeline.report.model import CandidateRow, CheckRow, Number, Report, StepRow, TargetRow
 from pipeline.runner import Outcome, Runner
 from pipeline.store import write_atomically
 from pipeline.validate import BASELINE
 from targets import artifact
 from targets.budget import Measurement, worst
+from targets.energy import Spent, payback, together
 from targets.errors import InputError
 
 __all__ = ["failed", "prepared", "report_of", "swap_in", "write"]
@@ -87,7 +89,7 @@ def report_of(runner: Runner, outcomes: Iterable[Outcome], recipe_text: str, sec
     """The report of a finished run."""
     targets, candidates = [], []
     for outcome in outcomes:
-        targets.append(_target_row(outcome))
+        targets.append(_target_row(outcome, [step.spent for step in runner.done if step.stage != "teacher"]))
         for ranked in outcome.choice.ranked:
             key = outcome.goal.candidates[ranked.name]
             candidates.append(
@@ -98,6 +100,7 @@ def report_of(runner: Runner, outcomes: Iterable[Outcome], recipe_text: str, sec
                     verdict=ranked.verdict,
                     reason=ranked.reason,
                     measured=_numbers(outcome.measured[ranked.name]),
+                    findings=outcome.findings[ranked.name],
                     sha256=runner.entry(key).files["model.onnx"],
                     lineage=tuple(step.title for step in runner.plan.lineage(key)),
                 )
@@ -153,6 +156,7 @@ def _write_target(folder: Path, report: Report, row: TargetRow, runner: Runner, 
     write_atomically(into / "model.onnx", runner.store.read(runner.entry(key), "model.onnx"))
     measurements = {"models": {n: _dump(m) for n, m in outcome.measured.items()}, "raw": outcome.raw}
     write_atomically(into / "measurements.json", _json(measurements))
+    write_atomically(into / reference.NAME, outcome.reference)
     found = artifact.load(into / "model.onnx")
     manifest = {
         "version": 1,
@@ -162,7 +166,10 @@ def _write_target(folder: Path, report: Report, row: TargetRow, runner: Runner, 
         "target": outcome.goal.target.model_dump(mode="json"),
         "checks": [check.model_dump(mode="json") for check in row.checks],
         "model": {**asdict(found), "path": "model.onnx"},
-        "files": {name: digests.of_file(into / name) for name in ("measurements.json", "model.onnx")},
+        "test": {name: number.model_dump() for name, number in row.test.items()},
+        "measured": {name: number.model_dump() for name, number in _numbers(outcome.measured[row.chosen]).items()},
+        "environment": row.environment,
+        "files": {file.name: digests.of_file(file) for file in sorted(into.iterdir())},
         "candidate": outcome.choice.chosen,
         "lineage": [_lock_step(runner, step.key) for step in runner.plan.lineage(key)],
         "recipe": report.recipe,
@@ -172,7 +179,7 @@ def _write_target(folder: Path, report: Report, row: TargetRow, runner: Runner, 
     write_atomically(into / "manifest.json", _json(manifest))
 
 
-def _target_row(outcome: Outcome) -> TargetRow:
+def _target_row(outcome: Outcome, spent: Iterable[Spent]) -> TargetRow:
     target = outcome.goal.target
     verdict = worst(check.verdict for check in outcome.checks)
     return TargetRow(
@@ -187,7 +194,17 @@ def _target_row(outcome: Outcome) -> TargetRow:
         merge=dict(outcome.merge) if outcome.merge else None,
         environment=dict(outcome.raw["environment"]),
         confidence=target.meter.confidence,
+        payback=_payback(together(spent), outcome.measured[BASELINE], outcome.measured[outcome.choice.chosen]),
     )
+
+
+def _payback(
+    spent: Spent, baseline: Mapping[str, Measurement], chosen: Mapping[str, Measurement]
+) -> model.Payback | None:
+    if "energy_mj" not in baseline or "energy_mj" not in chosen:
+        return None
+    found = payback(spent, baseline["energy_mj"], chosen["energy_mj"])
+    return None if found is None else model.Payback(spent=model.Spent(**spent.to_json()), **asdict(found))
 
 
 def _step_rows(runner: Runner) -> tuple[StepRow, ...]:
@@ -201,6 +218,7 @@ def _step_rows(runner: Runner) -> tuple[StepRow, ...]:
             changed=step.entry.values.get("changed", True),
             notes=tuple(step.entry.values.get("notes", ())),
             metrics=step.entry.values.get("metrics", {}),
+            energy=model.Spent(**step.spent.to_json()),
         )
         for step in runner.done
     )

@@ -1,11 +1,13 @@
 """What a recipe's text alone cannot tell: does the model build, do the patterns in it match anything.
 
-Builds the untrained networks (no data, no training). Runs before the first step of a run, and in `attar check`.
+Builds the untrained networks (no data, no training), and asks the devices what they are, so that one that is not there
+is told before hours of training. Runs before the first step of a run, and in `attar check` (which reaches no other
+machine).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,8 +16,12 @@ from pipeline.recipe import Recipe
 from stages import STAGES
 from stages.base import Origin
 from stages.settings import DistillConfig, PruneConfig
+from targets.devices import Device
 from targets.documents import Document, KeyPath
 from targets.errors import Fault, InputError
+from targets.hardware import beyond
+from targets.measure import connect
+from targets.target import Target
 
 __all__ = ["preflight"]
 
@@ -25,23 +31,21 @@ _EXTRAS = {
 }
 
 
-def preflight(recipe: Recipe, document: Document) -> None:
-    """Builds the networks of a recipe and matches its patterns against them.
+def preflight(recipe: Recipe, document: Document, device: Callable[[Target], Device] | None = None) -> None:
+    """Looks at the devices, builds the networks of a recipe and matches its patterns against them.
+
+    Args:
+        device: how a target's device is reached; without it, only targets on this machine are looked at.
 
     Raises:
         InputError: all faults found.
+        DeviceError: a device cannot be reached.
     """
-    from onnxruntime import get_available_providers
-
-    providers = get_available_providers()
-    wanted = [target.runtime.provider for target in recipe.resolved_targets(document.folder)]
-    absent = [
-        document.fault(("targets", i), f"onnxruntime has no {name} here", f"it has {', '.join(providers)}")
-        for i, name in enumerate(wanted)
-        if name not in providers
-    ]
-    if absent:
-        raise InputError(absent)
+    targets = list(enumerate(recipe.resolved_targets(document.folder)))
+    looked_at = [(i, target) for i, target in targets if device or target.device == "local"]
+    reach = device or connect
+    if unfit := [fault for i, target in looked_at for fault in _unfit(target, reach(target), document, i)]:
+        raise InputError(unfit)
     extras = {stage.extra for call in recipe.stages if (stage := STAGES[call.name]).extra}
     for extra in sorted(extras):
         if missing := [name for name in _EXTRAS[extra] if find_spec(name) is None]:
@@ -55,6 +59,25 @@ def preflight(recipe: Recipe, document: Document) -> None:
         faults = list(_faults(recipe, document))
     if faults:
         raise InputError(faults)
+
+
+def _unfit(target: Target, device: Device, document: Document, i: int) -> Iterator[Fault]:
+    """Why a device cannot run what is made for its target."""
+    found, where = device.identity(), "here" if target.device == "local" else f"on {target.device}"
+    at: KeyPath = ("targets", i)
+    if not found["onnxruntime"]:
+        what = f"there is no onnxruntime {where}, for its Python {found['python']}"
+        yield document.fault(at, what, "pip install onnxruntime numpy there, or name another Python: connection.python")
+        return
+    provider = target.runtime.provider
+    if provider not in found["providers"]:
+        what = f"onnxruntime {found['onnxruntime']} has no {provider} {where}"
+        yield document.fault(at, what, f"it has {', '.join(found['providers'])}")
+    if too_new := beyond(found["onnxruntime"], target.opset, target.ir_version):
+        name, asked, most = too_new
+        what = f"onnxruntime {found['onnxruntime']} {where} takes {name} {most} at most, and {target.name} says {asked}"
+        key = "opset" if name == "opset" else "ir_version"
+        yield document.fault(at, what, f"state `{key}: {most}` in a profile of your own, or update onnxruntime there")
 
 
 def _faults(recipe: Recipe, document: Document) -> Iterator[Fault]:

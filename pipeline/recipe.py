@@ -46,6 +46,9 @@ class DataSpec(Frozen):
     validation: Share = Field(0.15, description="share of the training data, for sources without a validation split")
     test: Share = Field(0.2, description="share of the data, for sources without a test split")
     limit: Annotated[int, Field(ge=1)] | None = Field(None, description="at most so many training examples")
+    reference: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        512, description="test examples that stay with the artifact, for `attar validate`; 0: none"
+    )
 
     @field_validator("mean", "std")
     @classmethod

@@ -22,7 +22,9 @@ from pipeline.recipe import load
 from pipeline.report.model import Report
 from pipeline.runner import Runner
 from pipeline.store import Store
+from targets.devices import Device
 from targets.errors import AttarError, InputError
+from targets.measure import connect
 
 __all__ = ["default_store", "run"]
 
@@ -63,15 +65,16 @@ def run(
     laid = plan(recipe, base)
     kept = Store(Path(store or default_store()))
     looking = time.monotonic()
+    devices: dict[str, Device] = {}
     if fresh or not all(kept.has(step.key) for step in laid.steps):
-        preflight(recipe, document)
+        preflight(recipe, document, lambda target: devices.setdefault(target.name, connect(target)))
     looked_seconds = time.monotonic() - looking
     out = Path(out or Path("runs") / recipe.name)
     folder = hashlib.sha256(str(out.absolute()).encode()).hexdigest()
     with kept.lock(f"out-{folder}", lambda: listener(Event("waiting", str(out)))), output.prepared(out) as partial:
         events = Events(listener, log_to(partial / "events.jsonl"))
         kept.on_spoiled = lambda key: events("spoiled", laid.title(key))
-        runner = Runner(recipe, base, laid, kept, events, fresh, document)
+        runner = Runner(recipe, base, laid, kept, events, fresh, document, devices=devices)
         runner.other_seconds = looked_seconds
         try:
             with importable(base):

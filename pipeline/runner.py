@@ -24,7 +24,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import digests, validate
+from pipeline import digests, reference, validate
 from pipeline.choose import Choice, choose
 from pipeline.events import Events
 from pipeline.plan import Goal, Plan, PlannedStep
@@ -35,12 +35,17 @@ from stages import STAGES
 from stages.base import Candidate, Context, Origin, perform
 from stages.data import Splits
 from targets.budget import Check, Measurement, judge
+from targets.devices import Device
 from targets.documents import Document, KeyPath, show_key
+from targets.energy import Spent, counting
 from targets.errors import AttarError, Fault, InputError, StageError
-from targets.measure import identity
-from targets.target import Target, facts
+from targets.measure import connect
+from targets.target import Target, facts, load
 
 __all__ = ["Outcome", "Runner", "StepDone"]
+
+
+_LOOKED_AT = ("device", "machine", "has_any", "has_none", "runtime", "meter", "energy")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,11 @@ class StepDone:
     stage: str
     entry: Entry
     stored: bool
+
+    @property
+    def spent(self) -> Spent:
+        """What computing it took of energy on this machine."""
+        return Spent(**self.entry.values.get("energy", {}))
 
     @property
     def seconds(self) -> float:
@@ -68,8 +78,10 @@ class Outcome:
     measured: Mapping[str, Mapping[str, Measurement]]
     raw: Mapping[str, Any]
     merge: Mapping[str, Any] | None
+    findings: Mapping[str, tuple[str, ...]]
     test: Mapping[str, Measurement]
     checks: tuple[Check, ...]
+    reference: bytes
 
 
 @dataclass
@@ -90,6 +102,7 @@ class Runner:
     fresh: bool = False
     document: Document | None = None
     done: list[StepDone] = field(default_factory=list)
+    devices: dict[str, Device] = field(default_factory=dict)  # by target name, connected when first needed
     other_seconds: float = 0.0  # for torch to wake and networks to be built beforehand; for another run's step
 
     def run(self) -> list[Outcome]:
@@ -119,6 +132,10 @@ class Runner:
             return load_data(self.recipe.data, self.base, self.recipe.seed)
         except InputError as error:
             raise InputError([self._placed(fault, ("data",)) for fault in error.faults]) from error
+
+    def device(self, target: Target) -> Device:
+        """The device of a target, one for the whole run."""
+        return self.devices.setdefault(target.name, connect(target))
 
     def candidate(self, key: str) -> Candidate:
         """The outcome of a finished step, as files of this run's own."""
@@ -152,9 +169,10 @@ class Runner:
             if self.fresh:
                 shutil.rmtree(self.store.scratch(key))
             out = self.store.fresh()
-            values = compute(out, self.store.scratch(key))
+            with counting(load("local").energy) as spent:
+                values = compute(out, self.store.scratch(key))
             seconds = time.monotonic() - started
-            entry = self.store.put(key, out, {**values, "seconds": seconds})
+            entry = self.store.put(key, out, {**values, "seconds": seconds, "energy": spent.to_json()})
         except AttarError as error:
             self.events("step_failed", title, error=str(error))
             raise
@@ -234,9 +252,11 @@ class Runner:
         found = self._measured(goal)
         measured = {name: validate.read(values) for name, values in found["models"].items()}
         choice = choose({name: measured[name] for name in goal.candidates}, goal.target.budget)
-        test = self._tested(goal, choice.chosen)
+        test, kept = self._tested(goal, choice.chosen)
         on_target = {**measured[choice.chosen], "accuracy_drop_points": test["accuracy_drop_points"]}
-        return Outcome(goal, choice, measured, found["raw"], found["merge"], test, judge(goal.target.budget, on_target))
+        findings = {name: tuple(told) for name, told in found["findings"].items()}
+        checks = judge(goal.target.budget, on_target)
+        return Outcome(goal, choice, measured, found["raw"], found["merge"], findings, test, checks, kept)
 
     def _measured(self, goal: Goal) -> dict[str, Any]:
         """All candidates and the float teacher on the target, with accuracy on validation."""
@@ -247,36 +267,40 @@ class Runner:
             models = {name: self._onnx(key) for name, key in ends.items()}
             say = partial(self._note, title)
             with self.store.lock("measure", partial(self.events, "waiting", title)):  # one run at a time measures
-                found = validate.on_validation(target, models, self.data.validation, say)
+                found = validate.on_validation(target, models, self.data.validation, say, self.device(target))
             (out / "measured.json").write_text(json.dumps(found), encoding="utf-8")
             return {}
 
         entry = self._keyed(self._key_on(target, "measure", ends), title, "measure", measure)
         return json.loads(self.store.read(entry, "measured.json"))  # type: ignore[no-any-return]
 
-    def _tested(self, goal: Goal, chosen: str) -> dict[str, Measurement]:
-        """Accuracy of the chosen candidate beside the float teacher's, on test."""
+    def _tested(self, goal: Goal, chosen: str) -> tuple[dict[str, Measurement], bytes]:
+        """Accuracy of the chosen candidate beside the float teacher's, on test; and its reference file."""
         ends = {validate.BASELINE: goal.baseline, chosen: goal.candidates[chosen]}
 
-        def verdict(_out: Path, _scratch: Path) -> dict[str, Any]:
+        def verdict(out: Path, _scratch: Path) -> dict[str, Any]:
             baseline, artifact = (self._onnx(key) for key in (goal.baseline, goal.candidates[chosen]))
-            return {"test": validate.on_test(goal.target, baseline, artifact, self.data.test)}
+            keep, device = self.recipe.data.reference, self.device(goal.target)
+            test, kept = validate.on_test(goal.target, baseline, artifact, self.data.test, device, keep)
+            reference.save(kept, out / reference.NAME)
+            return {"test": test}
 
         key = self._key_on(goal.target, "verdict", ends)
         entry = self._keyed(key, f"verdict on {goal.target.name}", "verdict", verdict)
-        return validate.read(entry.values["test"])
+        return validate.read(entry.values["test"]), self.store.read(entry, reference.NAME)
 
     def _key_on(self, target: Target, stage: str, ends: Mapping[str, str]) -> str:
-        """Key of a step that looks at the machine itself. Limits do not enter it, but which percentiles are limited
-        does: they decide how many samples are taken."""
-        limits = target.budget.model_dump(exclude_none=True)
+        """Key of a step that looks at the machine itself. Limits on times enter that of measuring, which goes on until
+        they are decided; a change of another limit is judged anew from what was measured."""
+        limits = target.budget.model_dump(exclude_none=True) if stage == "measure" else {}
         return digests.of_json(
             {
                 "stage": stage,
                 "parents": ends,
-                "target": facts(target, ("device", "machine", "has_any", "has_none", "runtime", "meter")),
-                "percentiles": [name for name in limits if name.startswith("latency_p")],
-                "machine": identity(target),
+                "target": facts(target, _LOOKED_AT),
+                "reference": self.recipe.data.reference if stage == "verdict" else None,
+                "limits": {name: limit for name, limit in limits.items() if name.startswith(("latency_", "speedup_"))},
+                "machine": self.device(target).identity(),
                 "data": self.plan.data,
                 "seed": self.recipe.seed,
                 "code": digests.of_code("pipeline.validate"),

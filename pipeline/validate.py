@@ -14,20 +14,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.reference import Reference
 from stages.data import Split
-from targets.budget import Measurement
-from targets.measure import accuracy, accuracy_drop, measure, measurements, outputs
-from targets.probe import cpu
+from targets.accuracy import accuracy, accuracy_drop, agreement
+from targets.budget import Measurement, judge
+from targets.devices import Device
+from targets.energy import energy_measurement
+from targets.measure import measure, outputs
+from targets.operators import findings, node_counts
+from targets.samples import Measured, Samples, measurements
 from targets.target import Target, unlike
 
-__all__ = ["BASELINE", "on_test", "on_validation", "read", "strange"]
+__all__ = ["BASELINE", "as_estimates", "look", "measured_rows", "on_test", "on_validation", "read", "strange"]
 
 BASELINE = "float teacher"
 _SAMPLES = 64  # inputs that latency is measured on: enough to vary, small enough to stay in cache like a live stream
+_HOME = Target(name="this-machine")
+_LOOKS = 4  # sampling stops early only on evidence so many times as strong: each look could be wrong anew
+
+Rows = dict[str, dict[str, Measurement]]
 
 
 def on_validation(
-    target: Target, models: Mapping[str, Path], split: Split, say: Callable[[str], None]
+    target: Target, models: Mapping[str, Path], split: Split, say: Callable[[str], None], device: Device
 ) -> dict[str, Any]:
     """Measures all models in turns, and their accuracy on the validation split.
 
@@ -35,41 +44,111 @@ def on_validation(
         models: ONNX files by candidate name; `BASELINE` must be among them.
 
     Returns:
-        {"raw": samples and environment, "models": {name: {metric: measurement}}, "merge": the mean of all candidates'
-        probabilities, or None for a single candidate}.
+        {"raw": samples and environment, "models": {name: {metric: measurement}}, "findings": {name: [sentence]},
+        "merge": the mean of all candidates' probabilities, or None for a single candidate}.
     """
     confidence = target.meter.confidence
-    measured = measure(target, models, split.inputs(slice(0, _SAMPLES)), say)
-    answers = {name: _answers(target, path, split) for name, path in models.items()}
-    found: dict[str, dict[str, Measurement]] = {}
-    for name in models:
-        baseline = None if name == BASELINE else BASELINE
-        found[name] = dict(measurements(measured, name, baseline, confidence))
-        found[name]["accuracy"] = accuracy(answers[name], split.labels, confidence)
-        if baseline:
-            found[name]["accuracy_drop_points"] = accuracy_drop(
-                answers[BASELINE], answers[name], split.labels, confidence
-            )
-    other = strange(target)
+    other = strange(target, device)
     if other:
         say(f"{other}: what depends on the hardware is an estimate here, and meets no limit")
+    answers = outputs(target, models, (x for x, _ in split.batches(64)), device, say)
+    known: Rows = {name: {"accuracy": accuracy(answers[name], split.labels, confidence)} for name in models}
+    for name in models:
+        if name != BASELINE:
+            drop = accuracy_drop(answers[BASELINE], answers[name], split.labels, confidence)
+            known[name]["accuracy_drop_points"] = drop
+
+    def undecided(measured: Measured) -> bool:
+        strict = 1 - (1 - confidence) / _LOOKS
+        rows = measured_rows(measured, target, strict)
+        return not other and _open(target, {n: rows[n] | known[n] for n in models if n != BASELINE})
+
+    sample = split.inputs(slice(0, _SAMPLES))
+    measured = measure(target, models, sample, say, device, undecided)
+    found = {name: row | known[name] for name, row in measured_rows(measured, target, confidence).items()}
+    told: dict[str, list[str]] = {}
+    for name, path in models.items():
+        counts, told[name] = look(path, target, measured.models[name], found[name])
+        found[name] |= counts
     return {
         "raw": measured.to_json(),
         "models": {name: _dumped(got, other) for name, got in found.items()},
+        "findings": told,
         "merge": _merge(answers, found, split.labels, confidence),
     }
 
 
-def on_test(target: Target, baseline: Path, artifact: Path, split: Split) -> dict[str, Any]:
-    """Accuracy of the float teacher and of the chosen artifact on the test split, and what was lost between them."""
+def measured_rows(measured: Measured, target: Target, confidence: float) -> Rows:
+    """What the samples of each model say at a confidence; compared with `BASELINE` where it was measured too."""
+    rows: Rows = {}
+    for name, samples in measured.models.items():
+        baseline = BASELINE if BASELINE in measured.models and name != BASELINE else None
+        rows[name] = measurements(measured, name, baseline, confidence)
+        if samples.energy is not None:
+            energy = energy_measurement(samples.energy, target.energy.power_w, confidence)
+            rows[name] |= {} if energy is None else {"energy_mj": energy}
+    return rows
+
+
+def _open(target: Target, candidates: Rows) -> bool:
+    """Whether more latencies could still turn the choice: no candidate meets the budget, and at least one lacks nothing
+    but a decision on its times."""
+    open_ones = 0
+    for row in candidates.values():
+        left = [check for check in judge(target.budget, row) if check.verdict != "met"]
+        timed = [c for c in left if c.metric.startswith(("latency_", "speedup_")) and c.verdict == "inconclusive"]
+        if not left:
+            return False
+        open_ones += len(left) == len(timed)
+    return open_ones > 0
+
+
+def look(
+    model: Path, target: Target, samples: Samples, row: Mapping[str, Measurement]
+) -> tuple[dict[str, Measurement], list[str]]:
+    """What a model's file does not say: `fallback_nodes` and `float_int8_nodes` where they are known, and a sentence
+    for each thing found, also that it is slower than the float teacher."""
+    provider, ratio = target.runtime.provider, row.get("speedup_p50")
+    found = findings(model, provider, samples.operators, samples.assignment)
+    told = [finding.what for finding in found]
+    if ratio is not None and ratio.high < 1:
+        told.append(f"slower than the {BASELINE}: its p50 is {1 / ratio.value:.2f} times as long")
+    counts = node_counts(model, provider, samples.operators, samples.assignment)
+    exact = {n: Measurement(n, c, c, c, 1, "onnxruntime's profiler") for n, c in counts.items() if c is not None}
+    return exact, told
+
+
+def on_test(
+    target: Target, baseline: Path, artifact: Path, split: Split, device: Device, keep: int = 0
+) -> tuple[dict[str, Any], Reference]:
+    """Accuracy of the float teacher and of the chosen artifact on the test split, and what was lost between them.
+
+    Where the target is not this machine's CPU, on which the artifact was made and proven, also `parity_percent`: the
+    share of examples to which both give the same class.
+
+    Args:
+        keep: examples to keep as the artifact's reference.
+
+    Returns:
+        {metric: measurement}, and the reference.
+    """
     confidence = target.meter.confidence
-    theirs, ours = _answers(target, baseline, split), _answers(target, artifact, split)
+    models = {"baseline": baseline, "artifact": artifact}
+    answers = outputs(target, models, (x for x, _ in split.batches(64)), device)
+    theirs, ours = answers["baseline"], answers["artifact"]
     found = {
         "baseline_accuracy": accuracy(theirs, split.labels, confidence),
         "accuracy": accuracy(ours, split.labels, confidence),
         "accuracy_drop_points": accuracy_drop(theirs, ours, split.labels, confidence),
     }
-    return _dumped(found, strange(target))
+    here = ours
+    if (target.device, target.runtime.provider, target.connection.python) != ("local", _HOME.runtime.provider, ""):
+        here = outputs(_HOME, {"artifact": artifact}, (x for x, _ in split.batches(64)))["artifact"]
+        found["parity_percent"] = agreement(here, ours, confidence)
+    kept = slice(0, keep)
+    right = theirs.argmax(axis=1) == split.labels
+    reference = Reference(split.inputs(kept), split.labels[kept], here[kept], right)
+    return _dumped(found, strange(target, device)), reference
 
 
 def read(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Measurement]:
@@ -77,23 +156,20 @@ def read(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Measurement]:
     return {name: Measurement(**value) for name, value in values.items()}
 
 
-def strange(target: Target) -> str:
-    """Why this machine cannot speak for the target; empty if it can."""
-    here = cpu()
-    return unlike(target, here["machine"], here["flags"])
+def strange(target: Target, device: Device) -> str:
+    """Why a device cannot speak for the target; empty if it can."""
+    found = device.identity()
+    return unlike(target, found["machine"], found["flags"])
 
 
 def _dumped(found: Mapping[str, Measurement], other: str) -> dict[str, Any]:
-    """Plain values. Taken on other hardware, all but a file's size is an estimate: int8 answers differ too."""
-    return {
-        name: asdict(replace(m, instrument=f"estimate: {other}") if other and name != "size_mb" else m)
-        for name, m in found.items()
-    }
+    """Plain values; estimates if they were taken on other hardware."""
+    return {name: asdict(m) for name, m in (as_estimates(found, other) if other else found).items()}
 
 
-def _answers(target: Target, model: Path, split: Split) -> NDArray[np.float32]:
-    """The model's outputs on a whole split, (n, classes)."""
-    return outputs(target, model, (x for x, _ in split.batches(64)))
+def as_estimates(found: Mapping[str, Measurement], why: str) -> dict[str, Measurement]:
+    """What was taken on other hardware: all but a file's size is an estimate; int8 answers differ too."""
+    return {n: m if n == "size_mb" else replace(m, instrument=f"estimate: {why}") for n, m in found.items()}
 
 
 def _merge(

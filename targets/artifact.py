@@ -59,12 +59,16 @@ class Artifact:
     outputs: tuple[Value, ...]
 
 
-def load(path: Path) -> Artifact:
+def load(path: Path, *, batched: bool = True) -> Artifact:
     """Opens and checks an ONNX file.
+
+    Args:
+        batched: refuse a model with an input or output whose first axis is not the batch: it cannot be shipped, but it
+            can be profiled.
 
     Raises:
         InputError: no regular file of its own (a link, a folder), empty or above 2 GB, no valid ONNX, weights outside
-            the file, or an input or output whose first axis is not the batch.
+            the file, or (if `batched`) an input or output without a batch axis.
     """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -88,7 +92,7 @@ def load(path: Path) -> Artifact:
     outputs = tuple(_value(v) for v in model.graph.output)
     if not inputs or not outputs:
         raise _fault(path, f"has {len(inputs)} inputs and {len(outputs)} outputs", "at least one of each is needed")
-    for kind, values in (("input", inputs), ("output", outputs)):
+    for kind, values in (("input", inputs), ("output", outputs)) if batched else ():
         for value in values:
             if not value.shape or value.shape[0] == 0:
                 shown = "(" + ", ".join(map(str, value.shape)) + ")"

@@ -34,10 +34,20 @@ class Budget(Frozen):
     size_mb: Positive | None = Field(None, description="size of the model file, megabytes (10^6 bytes)")
     peak_memory_mb: Positive | None = Field(None, description="peak resident memory of a serving process, megabytes")
     energy_mj: Positive | None = Field(None, description="energy of one inference, millijoules, idle subtracted")
+    speedup_p50: Positive | None = Field(
+        None,
+        description="times that p50 must at least be shorter than the float model's, in turns; 1: no slower",
+    )
+    fallback_nodes: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="nodes that may run on another execution provider than the one asked for"
+    )
+    float_int8_nodes: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="nodes that are quantized in the file and may yet run in float"
+    )
 
 
 METRICS: Mapping[str, Literal["at most", "at least"]] = {
-    name: "at least" if name == "throughput_per_s" else "at most" for name in Budget.model_fields
+    name: "at least" if name in ("throughput_per_s", "speedup_p50") else "at most" for name in Budget.model_fields
 }
 
 

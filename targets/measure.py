@@ -1,13 +1,10 @@
-"""Measures models on a target: asks its device, and turns raw samples into measurements with intervals.
-
-`measure` and `outputs` touch the device; everything else here is arithmetic on what came back.
-"""
+"""Measures models on a target: the part that touches the device. What came back is turned into numbers with intervals
+in `targets.samples`, and outputs into accuracy in `targets.accuracy`."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,91 +12,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets import artifact, probe
-from targets.budget import Measurement
 from targets.devices import Device
 from targets.devices.local import LocalDevice
-from targets.errors import DeviceError, Fault, InputError
-from targets.statistics import (
-    Interval,
-    mean_interval,
-    paired_drop,
-    paired_ratio,
-    quantile_interval,
-    samples_needed,
-    wilson,
-)
+from targets.devices.ssh import SshDevice
+from targets.errors import Fault, InputError
+from targets.hardware import beyond
+from targets.samples import PERCENTILES, Measured, Samples, notes
+from targets.statistics import samples_needed
 from targets.target import Target
 
-__all__ = [
-    "DEVICES",
-    "Measured",
-    "Samples",
-    "accuracy",
-    "accuracy_drop",
-    "identity",
-    "measure",
-    "measurements",
-    "outputs",
-]
+__all__ = ["DEVICES", "check_runtime", "connect", "job_for", "measure", "outputs", "time_limit_s"]
 
-DEVICES: Mapping[str, Callable[[], Device]] = {"local": LocalDevice}
+DEVICES: Mapping[str, Callable[[Target], Device]] = {"local": LocalDevice, "ssh": SshDevice}
+"""By the scheme of `Target.device`."""
 
-_PERCENTILES = {"latency_p50_ms": 0.50, "latency_p95_ms": 0.95, "latency_p99_ms": 0.99}
 _MEMORY_RUNS = 3
 _START_S = 300.0  # for a slow device to start Python, import the runtime and create sessions
 
 
-@dataclass(frozen=True)
-class Samples:
-    """What was observed of one model. Block i of every model was taken in the same round.
+def connect(target: Target) -> Device:
+    """The device that a target names. Nothing is reached yet."""
+    return DEVICES[target.device.partition(":")[0]](target)
 
-    Attributes:
-        latency_ms: blocks of single requests at batch 1.
-        throughput_per_s: one rate per block.
-        session_ms: time to create a session, one per creation.
-        peak_memory_mb: most resident memory of a process that serves only this model, one per process (10^6 bytes).
+
+def job_for(target: Target) -> dict[str, Any]:
+    """What every job for a target says, in the form of `targets.probe`: runtime, meter, where energy is read."""
+    return {
+        "version": probe.VERSION,
+        "runtime": target.runtime.model_dump(),
+        "meter": target.meter.model_dump(),
+        "energy": {**target.energy.model_dump(), "provider": target.runtime.provider},
+    }
+
+
+def check_runtime(models: Iterable[artifact.Artifact], device: Device) -> None:
+    """Refuses models that a device's onnxruntime is known to be too old for.
+
+    Raises:
+        InputError: a model's opset or IR version is above what that version is documented to take.
     """
+    runtime, faults = device.identity()["onnxruntime"], []
+    for model in models:
+        if found := beyond(runtime, model.opset, model.ir_version):
+            what, got, most = found
+            told = f"uses {what} {got}, and the device's onnxruntime {runtime} takes at most {most}"
+            help = f"export it with {what} {most} or below, or update onnxruntime there"
+            faults.append(Fault(told, file=str(model.path), help=help))
+    if faults:
+        raise InputError(faults)
 
-    latency_ms: tuple[tuple[float, ...], ...]
-    throughput_per_s: tuple[float, ...]
-    session_ms: tuple[float, ...]
-    peak_memory_mb: tuple[float, ...]
-    size_bytes: int
 
-
-@dataclass(frozen=True)
-class Measured:
-    """Raw samples of several models that were measured together, and where."""
-
-    environment: dict[str, Any]
-    models: Mapping[str, Samples]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"environment": self.environment, "models": {name: asdict(s) for name, s in self.models.items()}}
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any]) -> Measured:
-        """The inverse of `to_json`, also after a turn through JSON text."""
-        models = {
-            name: Samples(
-                latency_ms=tuple(tuple(block) for block in s["latency_ms"]),
-                throughput_per_s=tuple(s["throughput_per_s"]),
-                session_ms=tuple(s["session_ms"]),
-                peak_memory_mb=tuple(s["peak_memory_mb"]),
-                size_bytes=s["size_bytes"],
-            )
-            for name, s in values["models"].items()
-        }
-        return Measured(dict(values["environment"]), models)
+def time_limit_s(target: Target, models: int) -> float:
+    """Seconds after which a probe that measures so many models is taken for lost."""
+    meter = target.meter
+    return _START_S + models * (4 * meter.max_seconds + 20 * meter.warmup_s + 2 * meter.energy_s)
 
 
 def _silent(_: str) -> None: ...
 
 
-def identity(target: Target, device: Device | None = None) -> dict[str, Any]:
-    """Which machine would measure: what must be equal for a stored measurement to stand for a new one."""
-    return {"device": target.device, **_device(target, device).identity()}
+def _decided(_: Measured) -> bool:
+    return False
 
 
 def measure(
@@ -108,106 +81,121 @@ def measure(
     sample: NDArray[np.float32],
     say: Callable[[str], None] = _silent,
     device: Device | None = None,
+    undecided: Callable[[Measured], bool] = _decided,
 ) -> Measured:
-    """Measures models in turns on the target's device: latency, throughput, session creation, memory, size.
+    """Measures models in turns on the target's device: all that `targets.probe` can say about them but their outputs.
 
-    Takes `meter.samples` latencies of each model (more where the budget limits a percentile that needs more), within
-    `meter.max_seconds` for each.
+    Takes `meter.samples` latencies of each model (more where the budget limits a percentile that needs more). While
+    they decide nothing, goes on sampling, twice as many each time, in a fresh process each time; all within
+    `meter.max_seconds` for each model.
 
     Args:
         models: ONNX files by name.
         sample: (k, *input shape), real inputs; what a model computes can depend on them.
         say: tells a person one sentence.
-        device: instead of the target's own; for tests.
+        device: instead of the target's own; for tests, or to keep one that is connected already.
+        undecided: whether more latencies could still turn a verdict.
 
     Raises:
         InputError: a file is no sound artifact, or does not take these inputs.
         DeviceError: the device did not answer, or its runtime refused a model.
     """
-    sizes = {name: _checked(path, sample, batch_one=True).size_bytes for name, path in models.items()}
-    files = {name: f"model{number}.onnx" for number, name in enumerate(models)}
-    meter = target.meter.model_dump()
-    for metric, q in _PERCENTILES.items():
-        if getattr(target.budget, metric) is not None:
-            meter["samples"] = max(meter["samples"], samples_needed(q, target.meter.confidence))
-    job = {"version": probe.VERSION, "inputs": "inputs.npy", "runtime": target.runtime.model_dump(), "meter": meter}
-    timeout_s = _START_S + len(models) * (4 * target.meter.max_seconds + 10 * target.meter.warmup_s)
-    with _device(target, device).open() as workspace, tempfile.TemporaryDirectory(prefix="attar-") as folder:
+    found = {name: _checked(path, sample, batch_one=True) for name, path in models.items()}
+    job, meter = job_for(target), target.meter
+    for metric, q in PERCENTILES.items():
+        if getattr(target.budget, metric, None) is not None:
+            job["meter"]["samples"] = max(job["meter"]["samples"], samples_needed(q, meter.confidence))
+    tasks = ["session", "latency", "throughput", "operators"] + ["energy"] * (meter.energy_s > 0)
+    timeout_s = time_limit_s(target, len(models))
+    device = connect(target) if device is None else device
+    check_runtime(found.values(), device)
+    with device.open(say) as workspace, tempfile.TemporaryDirectory(prefix="attar-") as folder:
         np.save(Path(folder) / "inputs.npy", sample)
         workspace.put(Path(folder) / "inputs.npy", "inputs.npy")
-        for name, path in models.items():
-            workspace.put(path, files[name])
-        say(f"measuring {len(models)} models in turns on {target.name}, {meter['samples']} latencies each")
-        answer = workspace.run(
-            {**job, "tasks": ["session", "latency", "throughput"], "models": files}, timeout_s=timeout_s
-        )
+        jobs: dict[str, Any] = {}
+        for number, (name, path) in enumerate(models.items()):
+            workspace.put(path, f"model{number}.onnx")
+            jobs[name] = {"file": f"model{number}.onnx", "inputs": {found[name].inputs[0].name: "inputs.npy"}}
+        say(f"measuring {len(models)} models in turns on {target.name}, {job['meter']['samples']} latencies each")
+        answer = workspace.run({**job, "tasks": tasks, "models": jobs}, timeout_s)
         memory: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(_MEMORY_RUNS):
-            for name, file in files.items():
-                alone = workspace.run({**job, "tasks": ["memory"], "models": {name: file}}, timeout_s=timeout_s)
+            for name, one in jobs.items():
+                alone = workspace.run({**job, "tasks": ["memory"], "models": {name: one}}, timeout_s)
                 memory[name].append(alone["models"][name]["peak_memory_mb"])
-    environment = {"device": target.device, "target": target.name, **answer["environment"]}
-    busy = _busy(environment)
-    if busy:
-        say(busy)
-        environment["notes"] = [busy]
-    rows = {
-        name: {**got, "peak_memory_mb": memory[name], "size_bytes": sizes[name]}
-        for name, got in answer["models"].items()
-    }
-    return Measured.from_json({"environment": environment, "models": rows})
+        got = {
+            name: Samples.of(row, found[name].size_bytes, tuple(memory[name])) for name, row in answer["models"].items()
+        }
+        measured = Measured({"device": target.device, "target": target.name, **answer["environment"]}, got)
+        while (left_s := meter.max_seconds - _seconds(measured)) > 0.1 * meter.max_seconds and undecided(measured):
+            job = job | {"meter": job["meter"] | {"samples": 2 * job["meter"]["samples"], "max_seconds": left_s}}
+            say(f"not decided yet: {job['meter']['samples']} more latencies each")
+            answer = workspace.run({**job, "tasks": ["latency"], "models": jobs}, timeout_s)
+            got = {name: samples.more(answer["models"][name]) for name, samples in measured.models.items()}
+            after = answer["environment"].get("after", {})
+            measured = Measured({**measured.environment, "after": after}, got)
+    if told := notes(measured):
+        measured.environment["notes"] = told
+    return measured
 
 
-def _busy(environment: Mapping[str, Any]) -> str:
-    load = environment.get("after", {}).get("load_average_1min", 0.0)
-    cores = environment.get("cpu", {}).get("cores", 1)
-    if load <= cores + 0.5:
-        return ""
-    return (
-        f"the machine was busy (load {load:g} on {cores} cores): absolute times are too high; "
-        "ratios of models measured in turns still hold"
-    )
+def _seconds(measured: Measured) -> float:
+    """Time that latencies took so far, seconds per model."""
+    spent = [sum(map(sum, samples.latency_ms)) / 1e3 for samples in measured.models.values()]
+    return sum(spent) / len(spent)
 
 
 def outputs(
     target: Target,
-    model: Path,
+    models: Mapping[str, Path],
     inputs: NDArray[np.float32] | Iterable[NDArray[np.float32]],
     device: Device | None = None,
-) -> NDArray[np.float32]:
-    """Runs a model over many inputs in the target's own runtime.
+    say: Callable[[str], None] = _silent,
+) -> dict[str, NDArray[np.float32]]:
+    """Runs models over many inputs in the target's own runtime, one after the other.
 
     Args:
+        models: ONNX files by name; all take the same inputs.
         inputs: (n, *input shape), or batches of it; batches are written to disk as they come.
 
     Returns:
-        (n, classes), the model's first output.
+        By name: (n, classes), the model's first output.
 
     Raises:
-        InputError: the file is no sound artifact, does not take these inputs, or gives no (n, classes).
-        DeviceError: the device did not answer, or its runtime refused the model.
+        InputError: a file is no sound artifact, does not take these inputs, or gives no (n, classes).
+        DeviceError: the device did not answer, or its runtime refused a model.
     """
-    with _device(target, device).open() as workspace, tempfile.TemporaryDirectory(prefix="attar-") as folder:
-        n = _write_batches(Path(folder) / "inputs.npy", model, [inputs] if isinstance(inputs, np.ndarray) else inputs)
-        workspace.put(Path(folder) / "inputs.npy", "inputs.npy")
-        workspace.put(model, "model.onnx")
-        job = {"inputs": "inputs.npy", "runtime": target.runtime.model_dump(), "batch": 64, "tasks": ["outputs"]}
-        job |= {"version": probe.VERSION, "models": {model.name: "model.onnx"}}
-        answer = workspace.run(job, timeout_s=_START_S + n)
-        found: NDArray[np.float32] = np.load(workspace.get(answer["models"][model.name]["outputs"]), allow_pickle=False)
-    if found.ndim != 2:
-        raise _fault(model, f"gives outputs of shape {found.shape}", "a classifier gives (batch, classes)")
-    return found
+    device = connect(target) if device is None else device
+    answers: dict[str, NDArray[np.float32]] = {}
+    with tempfile.TemporaryDirectory(prefix="attar-") as folder:
+        file, batches = Path(folder) / "inputs.npy", [inputs] if isinstance(inputs, np.ndarray) else inputs
+        n, names = _write_batches(file, models, batches)
+        with device.open(say) as workspace:
+            workspace.put(file, "inputs.npy")
+            for name, path in models.items():
+                workspace.put(path, "model.onnx")
+                one = {"file": "model.onnx", "inputs": {names[name]: "inputs.npy"}}
+                job = {**job_for(target), "batch": 64, "tasks": ["outputs"], "models": {name: one}}
+                answer = workspace.run(job, _START_S + n)
+                answers[name] = np.load(workspace.get(answer["models"][name]["outputs"]), allow_pickle=False)
+    for name, found in answers.items():
+        if found.ndim != 2:
+            raise _fault(models[name], f"gives outputs of shape {found.shape}", "a classifier gives (batch, classes)")
+    return answers
 
 
-def _write_batches(path: Path, model: Path, batches: Iterable[NDArray[np.float32]]) -> int:
-    """One .npy file from many batches; gives the number of inputs. Only one batch is in memory."""
+def _write_batches(
+    path: Path, models: Mapping[str, Path], batches: Iterable[NDArray[np.float32]]
+) -> tuple[int, dict[str, str]]:
+    """One .npy file from many batches; gives the number of inputs, and what each model calls them. Only one batch is in
+    memory."""
     shape: tuple[int, ...] = ()
+    names: dict[str, str] = {}
     n = 0
     with path.open("wb") as file:
         for batch in batches:
             if not shape:
-                _checked(model, batch)
+                names = {name: _checked(model, batch).inputs[0].name for name, model in models.items()}
                 shape = batch.shape[1:]
                 _header(file, n, shape)
             elif batch.shape[1:] != shape:
@@ -218,7 +206,7 @@ def _write_batches(path: Path, model: Path, batches: Iterable[NDArray[np.float32
             raise InputError("there are no inputs to run the model on", help="give at least one example")
         file.seek(0)
         _header(file, n, shape)  # numpy leaves room for the first axis to grow
-    return n
+    return n, names
 
 
 def _header(file: Any, n: int, shape: tuple[int, ...]) -> None:
@@ -231,7 +219,7 @@ def _checked(path: Path, sample: NDArray[np.float32], *, batch_one: bool = False
     found = artifact.load(path)
     if len(found.inputs) != 1:
         names = ", ".join(value.name for value in found.inputs)
-        raise _fault(path, f"has {len(found.inputs)} inputs ({names})", "models of one input can be measured")
+        raise _fault(path, f"has {len(found.inputs)} inputs ({names})", "models of one input can be judged")
     shape = found.inputs[0].shape
     fits = len(shape) == sample.ndim and all(
         want == got for want, got in zip(shape[1:], sample.shape[1:], strict=True) if isinstance(want, int)
@@ -247,83 +235,3 @@ def _checked(path: Path, sample: NDArray[np.float32], *, batch_one: bool = False
 
 def _fault(path: Path, what: str, help: str) -> InputError:
     return InputError(Fault(what, file=str(path), help=help))
-
-
-def _device(target: Target, device: Device | None) -> Device:
-    return DEVICES[target.device]() if device is None else device
-
-
-def measurements(
-    measured: Measured, name: str, baseline: str | None = None, confidence: float = 0.95
-) -> dict[str, Measurement]:
-    """Numbers with intervals for one model.
-
-    Gives `latency_p50_ms`, `latency_p95_ms`, `latency_p99_ms` (each only where there are samples enough for its
-    interval), `throughput_per_s`, `session_ms`, `size_mb`, `peak_memory_mb`, and with a baseline `speedup_p50`: how
-    many times lower the median latency is. The intervals of memory and session time are the range that was seen.
-
-    Args:
-        baseline: the name of another model that was measured in the same turns.
-    """
-    got, runtime = measured.models[name], f"onnxruntime {measured.environment.get('onnxruntime', '')}, wall clock"
-    found: dict[str, Measurement] = {}
-
-    def add(metric: str, interval: Interval | None, samples: int, instrument: str) -> None:
-        if interval is not None:
-            found[metric] = Measurement(metric, *interval, samples, instrument)
-
-    latencies = [ms for block in got.latency_ms for ms in block]
-    for metric, q in _PERCENTILES.items():
-        add(metric, quantile_interval(latencies, q, confidence), len(latencies), runtime)
-    rates = got.throughput_per_s
-    add("throughput_per_s", mean_interval(rates, confidence), len(rates), runtime)
-    add("session_ms", _range(got.session_ms), len(got.session_ms), runtime)
-    add("size_mb", Interval(*(3 * [got.size_bytes / 1e6])), 1, "file size")
-    memory = got.peak_memory_mb
-    add("peak_memory_mb", _range(memory), len(memory), "peak resident memory of a process that serves one model")
-    if baseline is not None:
-        theirs = measured.models[baseline].latency_ms
-        add("speedup_p50", paired_ratio(theirs, got.latency_ms, confidence), len(theirs), runtime)
-    return found
-
-
-def _range(values: tuple[float, ...]) -> Interval | None:
-    return Interval(float(np.median(values)), min(values), max(values)) if values else None
-
-
-def accuracy(outputs: NDArray[np.float32], labels: NDArray[np.int64], confidence: float) -> Measurement:
-    """Share of examples whose largest output is at their label, percent, with Wilson's interval.
-
-    Args:
-        outputs: (n, classes). labels: (n,).
-
-    Raises:
-        InputError: outputs and labels do not fit each other.
-        DeviceError: an output is NaN or infinite.
-    """
-    right = _right(outputs, labels)
-    value, low, high = wilson(int(right.sum()), len(right), confidence)
-    return Measurement("accuracy", 100 * value, 100 * low, 100 * high, len(right), "argmax of the outputs")
-
-
-def accuracy_drop(
-    baseline_outputs: NDArray[np.float32], outputs: NDArray[np.float32], labels: NDArray[np.int64], confidence: float
-) -> Measurement:
-    """Accuracy lost against the baseline on the same examples, percentage points; see `statistics.paired_drop`."""
-    found = paired_drop(_right(baseline_outputs, labels), _right(outputs, labels), confidence)
-    return Measurement("accuracy_drop_points", *found, len(labels), "argmax of both outputs, paired")
-
-
-def _right(outputs: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    if len(outputs) != len(labels) or len(labels) == 0:
-        raise InputError(f"{len(outputs)} outputs and {len(labels)} labels: one of each is needed per example")
-    if labels.min() < 0 or labels.max() >= outputs.shape[1]:
-        raise InputError(
-            f"labels from {labels.min()} to {labels.max()} do not fit a model of {outputs.shape[1]} classes",
-            help="labels count from 0; the model must give one output per class",
-        )
-    broken = int(np.count_nonzero(~np.isfinite(outputs).all(axis=1)))
-    if broken:
-        raise DeviceError(f"the model gave NaN or infinite outputs for {broken} of {len(outputs)} examples")
-    found: NDArray[np.bool_] = outputs.argmax(axis=1) == labels
-    return found

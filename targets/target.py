@@ -1,37 +1,85 @@
 """Target: one kind of place where a model runs, and what it charges and allows there.
 
 A target is a YAML profile: the shipped ones are in `targets/profiles/`, a user's own lies beside the recipe and may
-`extends:` a shipped one. The profile `local` is completed from the machine that reads it.
+`extends:` a shipped one or another file. The profile `local` is completed from the machine that reads it.
 """
 
 from __future__ import annotations
 
-import platform
+import os
+import re
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationError
 
-from targets import probe
+from targets import hardware
 from targets.budget import Budget
-from targets.documents import Frozen, read, validate
+from targets.documents import Document, Frozen, read, validate
 from targets.errors import Fault, InputError, nearest
+from targets.wording import show_value
 
-__all__ = ["Int8Rules", "Meter", "Runtime", "Target", "facts", "load", "shipped"]
+__all__ = [
+    "Connection",
+    "Energy",
+    "Int8Rules",
+    "Meter",
+    "Runtime",
+    "Target",
+    "facts",
+    "load",
+    "moved",
+    "shipped",
+]
 
 PROFILES = Path(__file__).with_name("profiles")
 
-
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # names become folders
+# No leading dash: the host becomes a word on ssh's command line.
+DEVICE = re.compile(
+    r"ssh://([A-Za-z0-9_][\w.-]*@)?([A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:]+\])(:(?P<port>[0-9]{1,5}))?", re.ASCII
+)
+
+
+def _device(text: str) -> str:
+    found = DEVICE.fullmatch(text)
+    if text == "local" or (found and 0 < int(found["port"] or 22) < 65536):
+        return text
+    if re.match(r"ssh://[^@/]*:[^@]*@", text):
+        raise ValueError("no password is taken, here or anywhere: use a key, or an agent; write ssh://user@host")
+    raise ValueError(f"{text!r} must be local or ssh://[user@]host[:port]")
+
+
+def _provider(name: str) -> str:
+    if name in hardware.PROVIDERS:
+        return name
+    forms = {
+        form.lower(): known for known in hardware.PROVIDERS for form in (known, known[: -len("ExecutionProvider")])
+    }
+    close = get_close_matches(name.lower(), forms, n=1, cutoff=0.85)
+    hint = f": did you mean {forms[close[0]]!r}?" if close else ""
+    raise ValueError(f"{name!r} is no execution provider of onnxruntime{hint}")
+
+
+def _name(text: str) -> str:
+    if re.fullmatch(SLUG, text):
+        return text
+    raise ValueError(f"{text!r} must be letters, digits, - _ and ., a letter or digit first: it names a folder")
+
+
+Provider = Annotated[str, AfterValidator(_provider)]
 
 
 class Runtime(Frozen):
     """The engine that runs the model on the target."""
 
-    provider: str = Field("CPUExecutionProvider", description="onnxruntime execution provider")
+    provider: Provider = Field("CPUExecutionProvider", description="onnxruntime execution provider")
     options: dict[str, str] = Field(default_factory=dict, description="options of that provider")
+    fallback: tuple[Provider, ...] = Field(
+        (), description="providers that may take, in this order, what the first does not; the CPU is always the last"
+    )
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="threads for one inference")
 
 
@@ -47,6 +95,31 @@ class Int8Rules(Frozen):
     )
 
 
+class Connection(Frozen):
+    """How a device is reached, beside its address. OpenSSH reads ~/.ssh/config and asks the agent as it always does."""
+
+    python: str = Field(
+        "", description="the Python there that has onnxruntime; empty: attar's own, or python3 over SSH"
+    )
+    identity_file: str = Field("", description="private key; empty: what ssh finds by itself")
+    known_hosts: str = Field("", description="file of host keys; empty: ssh's own. An unknown host is always refused")
+    connect_timeout_s: Annotated[float, Field(ge=1, le=600)] = 10
+    retries: Annotated[int, Field(ge=0, le=20)] = Field(2, description="times that a dropped connection is made anew")
+    lease_wait_s: Annotated[float, Field(ge=0, le=86_400)] = Field(
+        900, description="how long to wait while another run measures there"
+    )
+
+
+class Energy(Frozen):
+    """Where the device tells what it has used, and what an estimate starts from where it does not."""
+
+    power_w: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
+        None, description="watts that one busy core draws above idle: for estimates, which never meet a limit"
+    )
+    powercap: str = Field("/sys/class/powercap", description="root of the kernel's powercap tree (RAPL)")
+    rails: tuple[str, ...] = Field((), description="labels of the power rails (INA) to add up; empty: no rails")
+
+
 class Meter(Frozen):
     """How long and how often to measure."""
 
@@ -56,14 +129,23 @@ class Meter(Frozen):
     max_seconds: Annotated[float, Field(gt=0, le=86_400)] = Field(60, description="bound on measuring one model")
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(0.95, description="of every printed interval")
     throughput_batch: Annotated[int, Field(ge=1, le=4096)] = 32
+    pin: bool = Field(
+        True, description="keep the process on as many cores as it has threads: the idlest of the fastest"
+    )
+    energy_s: Annotated[float, Field(ge=0, le=600)] = Field(
+        3, description="seconds in which each model's energy is counted, idle windows in between; 0: not at all"
+    )
 
 
 class Target(Frozen):
     """One kind of hardware with its runtime, its rules and its default limits."""
 
-    name: Annotated[str, Field(pattern=SLUG, max_length=100, description="letters, digits, - _ and .")]
+    name: Annotated[str, AfterValidator(_name), Field(max_length=100, description="letters, digits, - _ and .")]
     summary: str = ""
-    device: Literal["local"] = Field("local", description="how the device is reached")
+    device: Annotated[str, AfterValidator(_device)] = Field(
+        "local", description="how the device is reached: local, or ssh://[user@]host[:port]"
+    )
+    connection: Connection = Connection()
     machine: Literal["", "x86_64", "aarch64"] = Field("", description="kind of processor; empty: any")
     has_any: tuple[str, ...] = Field((), description="CPU flags of which the hardware has at least one")
     has_none: tuple[str, ...] = Field((), description="CPU flags that the hardware lacks")
@@ -73,6 +155,7 @@ class Target(Frozen):
     ir_version: Annotated[int, Field(ge=7, le=20)] = Field(10, description="highest ONNX IR version it takes")
     channel_multiple: Annotated[int, Field(ge=1, le=256)] = Field(1, description="channel counts are rounded to this")
     meter: Meter = Meter()
+    energy: Energy = Energy()
     budget: Budget = Budget()
 
 
@@ -80,10 +163,9 @@ def unlike(target: Target, machine: str, flags: Iterable[str]) -> str:
     """Why a processor is not the hardware that a target describes; empty if it is.
 
     Args:
-        machine, flags: as `targets.probe.cpu` finds them.
+        machine, flags: as `targets.probe.machine.cpu` finds them.
     """
-    here = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine.lower(), machine.lower())
-    flags = set(flags)
+    here, flags = hardware.plain(machine), set(flags)
     if target.machine and target.machine != here:
         return f"{target.name} is {target.machine} hardware, and this is {here}"
     if target.has_any and flags.isdisjoint(target.has_any):
@@ -102,23 +184,32 @@ def load(use: str, base: Path | None = None) -> Target:
     """A target by name or file.
 
     Args:
-        use: a shipped profile's name, or the path of a user's .yaml file. A file may name a shipped profile with
-            `extends:`; what the file says goes over it, key by key. Its `name` is the file's when it gives none.
+        use: a shipped profile's name, or the path of a user's .yaml file. A file may name a shipped profile, or another
+            file by its path from where it lies, with `extends:`; what the file says goes over that, key by key. Its
+            `name` is the file's when it gives none.
         base: the folder that a relative path starts from; the working directory when left out.
 
     Raises:
         InputError: no such profile or file, or all that is wrong in the file.
     """
-    if not use.endswith((".yaml", ".yml")):
-        return Target(**_profile(use, _unknown(use)))
+    if not _is_file(use):
+        return Target(**_shipped(use, _unknown(use)))
     path = (base or Path()) / use
     doc = read(path, kind="target profile", start="`attar targets detect` proposes one to start from")
-    value = dict(doc.value)
-    shown: dict[str, Any] = {"name": path.stem}
-    if "extends" in value:
-        unknown = _unknown(str(extended := value.pop("extends")))
-        shown = _profile(extended, doc.fault(("extends",), unknown.what, unknown.help)) | shown
-    return validate(doc, Target, _merged(shown, value), command="attar targets show local")
+    return _checked(doc, _complete(doc, (path,)))
+
+
+def moved(target: Target, device: str) -> Target:
+    """The target reached at another address.
+
+    Raises:
+        InputError: the address is none.
+    """
+    try:
+        return Target.model_validate({**target.model_dump(), "device": device})
+    except ValidationError:
+        what = f"{device!r} must be local or ssh://[user@]host[:port]"
+        raise InputError(Fault(what, "--device", help="for example ssh://pi@raspberrypi.local")) from None
 
 
 def facts(target: Target, fields: Iterable[str]) -> dict[str, Any]:
@@ -126,17 +217,74 @@ def facts(target: Target, fields: Iterable[str]) -> dict[str, Any]:
     return target.model_dump(mode="json", include=set(fields))
 
 
+def _is_file(use: str) -> bool:
+    return use.endswith((".yaml", ".yml"))
+
+
+def _checked(doc: Document, value: Mapping[str, Any]) -> Target:
+    return validate(doc, Target, dict(value), command="attar targets show local")
+
+
 def _unknown(name: str) -> Fault:
     what = f"no target is called {name!r}"
     return Fault(what, help=nearest(name, shipped(), command="attar targets"))
 
 
-def _profile(name: Any, otherwise: Fault) -> dict[str, Any]:
+def _shipped(name: str, otherwise: Fault) -> dict[str, Any]:
     """Values of a shipped profile, `local` completed; `otherwise` is raised where there is none."""
     if name not in shipped():
         raise InputError(otherwise)
     value = read(PROFILES / f"{name}.yaml").value
-    return _merged(_this_machine(), value) if name == "local" else dict(value)
+    return _over(hardware.this(), value) if name == "local" else dict(value)
+
+
+def _complete(doc: Document, above: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's values over those that it extends. `above`: the files that led here, this one last."""
+    value = dict(doc.value)
+    under: dict[str, Any] = {}
+    if "extends" in value:
+        under = _extended(doc, value.pop("extends"), above)
+    connection = value.get("connection")
+    for key in ("identity_file", "known_hosts"):
+        if isinstance(connection, dict) and isinstance(named := connection.get(key), str) and named:
+            path = os.path.expanduser(named)  # noqa: PTH111  leaves "~stranger" as it is, where Path's own raises
+            value["connection"] = connection = connection | {key: str(doc.folder / path)}
+    return _over(under | {"name": Path(doc.file).stem}, value)
+
+
+def _extended(doc: Document, use: Any, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Values of what a file extends, checked: a fault is shown where it stands."""
+    at = ("extends",)
+    if not isinstance(use, str) or not use:
+        what = f"{show_value(use)} must be a shipped profile's name, or the path of another .yaml file"
+        raise InputError(doc.fault(at, what, "see `attar targets`"))
+    if not _is_file(use):
+        unknown = _unknown(use)
+        return _shipped(use, doc.fault(at, unknown.what, unknown.help))
+    path = above[-1].parent / use
+    if path.resolve() in {file.resolve() for file in above}:
+        way = " -> ".join(file.name for file in (*above, path))
+        raise InputError(doc.fault(at, f"goes round in a circle: {way}", "extend a shipped profile: `attar targets`"))
+    if not path.is_file():
+        near = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise InputError(doc.fault(at, f"there is no file {path}", nearest(path.name, near)))
+    other = read(path)
+    value = _complete(other, (*above, path))
+    _checked(other, value)
+    return value
+
+
+def _over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of one profile over those of another, key by key. Options and fallbacks are a provider's own: another
+    provider starts without them."""
+    runtime = under.get("runtime")
+    mine = over.get("runtime")
+    if isinstance(runtime, dict) and isinstance(mine, dict):
+        provider = runtime.get("provider", Runtime().provider)
+        if mine.get("provider", provider) != provider:
+            kept = {key: value for key, value in runtime.items() if key not in ("options", "fallback")}
+            under = {**under, "runtime": kept}
+    return _merged(under, over)
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,52 +294,3 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
         mine = both.get(key)
         both[key] = _merged(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
     return both
-
-
-def _this_machine() -> dict[str, Any]:
-    """What the profile `local` leaves open."""
-    found = probe.cpu()
-    opset, ir_version = ceilings(_onnxruntime())
-    flags = ", ".join(found["flags"]) or "no int8 instructions known"
-    cores = f"{found['cores']} core" + ("s" if found["cores"] > 1 else "")
-    return {
-        "summary": f"this machine: {found['model']}, {cores} ({flags})",
-        "int8": int8_rules(platform.machine(), found["flags"]),
-        "opset": opset,
-        "ir_version": ir_version,
-    }
-
-
-def int8_rules(machine: str, flags: Iterable[str]) -> dict[str, Any]:
-    """The int8 rules of a processor, as the shipped profiles of its kind have them; the sources are there.
-
-    Args:
-        machine: as `platform.machine()` calls it. flags: as `targets.probe.cpu` finds them.
-    """
-    if machine.lower() in {"aarch64", "arm64"}:
-        return {"activations": "int8", "symmetric_activations": True}
-    vnni = not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(flags)
-    narrow = machine.lower() in {"x86_64", "amd64", "x86", "i686"} and not vnni
-    return {"activations": "uint8", "reduce_range": narrow}
-
-
-# onnxruntime version -> opset and IR version: https://onnxruntime.ai/docs/reference/compatibility.html#onnx-opset-support
-# The page ends at 1.20. Newer versions take at least what older ones took (same page, "Backwards compatibility").
-_CEILINGS = {(1, 14): (18, 8), (1, 15): (19, 8), (1, 16): (19, 9), (1, 17): (20, 9), (1, 18): (21, 10)}
-
-
-def ceilings(onnxruntime: str) -> tuple[int, int]:
-    """(highest opset, highest IR version) that a version of onnxruntime is documented to take."""
-    major, minor = (int(part) for part in onnxruntime.split(".")[:2])
-    known = [row for since, row in _CEILINGS.items() if since <= (major, minor)]
-    return known[-1] if known else (17, 8)  # 1.12
-
-
-def _onnxruntime() -> str:
-    """The installed version. Read from metadata: importing the runtime takes long, and is the probe's business."""
-    for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn", "onnxruntime-directml"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    raise InputError("onnxruntime is not installed", help="pip install onnxruntime; see `attar doctor`")

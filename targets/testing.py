@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.errors import DeviceError
+from targets.probe import VERSION
 
 __all__ = ["FakeDevice", "tiny_onnx"]
 
@@ -61,6 +62,9 @@ class FakeDevice:
             `meter.blocks` blocks. A model without any gets 1.0 ms throughout.
         peak_memory_mb: by model name; 50 MB where there is none.
         compute: inputs (n, ...) -> outputs (n, classes), for `outputs`.
+        operators, assignment, energy: by model name, answers to these tasks in the probe's form; plain ones where there
+            are none.
+        facts: laid over what `identity` says.
         error: when set, every run fails with it.
         jobs: the jobs that were run, for a test to look at.
     """
@@ -68,18 +72,24 @@ class FakeDevice:
     latency_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
     peak_memory_mb: Mapping[str, float] = field(default_factory=dict)
     compute: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
+    operators: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    assignment: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    energy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
     jobs: list[dict[str, Any]] = field(default_factory=list)
 
     @contextmanager
-    def open(self) -> Iterator[FakeWorkspace]:
+    def open(self, say: Callable[[str], None] = lambda text: None) -> Iterator[FakeWorkspace]:
         """A folder that keeps what is put there."""
         with tempfile.TemporaryDirectory(prefix="attar-fake-") as folder:
             yield FakeWorkspace(self, Path(folder))
 
     def identity(self) -> dict[str, Any]:
         """The same each time."""
-        return {"model": "fake", "machine": "fake", "cores": 1, "flags": []}
+        cpu = {"model": "fake", "machine": "fake", "cores": 1, "flags": []}
+        runtime = {"python": "3.11", "numpy": "2.0", "onnxruntime": "1.22", "providers": ["CPUExecutionProvider"]}
+        return {**cpu, **runtime, **self.facts}
 
 
 class FakeWorkspace:
@@ -103,7 +113,7 @@ class FakeWorkspace:
             raise DeviceError(self.device.error)
         found = {name: self._model(name, number, job) for number, name in enumerate(job["models"])}
         environment = {"cpu": self.device.identity(), "onnxruntime": "fake", "before": {}, "after": {}}
-        return {"version": 1, "environment": environment, "models": found}
+        return {"version": VERSION, "environment": environment, "models": found}
 
     def _model(self, name: str, number: int, job: Mapping[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -114,6 +124,12 @@ class FakeWorkspace:
             given = self.device.latency_ms.get(name, [1.0] * job["meter"]["samples"])
             size = max(1, len(given) // job["meter"]["blocks"])
             found["latency_ms"] = [list(given[i : i + size]) for i in range(0, len(given), size)]
+            found["warmup"] = {"seconds": 0.1, "stable": True}
+        if "operators" in tasks:
+            found["operators"] = self.device.operators.get(name, {"runs": 0, "run_us": [], "nodes": []})
+            found["assignment"] = self.device.assignment.get(name)
+        if "energy" in tasks:
+            found["energy"] = self.device.energy.get(name, {"instrument": "", "remark": "", "windows": []})
         if "throughput" in tasks:
             found["throughput_per_s"] = [1e3 / float(np.median(block)) for block in found["latency_ms"]]
         if "memory" in tasks:
@@ -121,7 +137,8 @@ class FakeWorkspace:
         if "outputs" in tasks:
             if self.device.compute is None:
                 raise DeviceError("this fake device was given nothing to compute outputs with")
-            inputs = np.load(self.folder / job["inputs"], allow_pickle=False)
+            (file,) = job["models"][name]["inputs"].values()
+            inputs = np.load(self.folder / file, allow_pickle=False)
             found["outputs"] = f"outputs{number}.npy"
             np.save(self.folder / found["outputs"], self.device.compute(inputs))
         return found

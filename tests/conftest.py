@@ -13,3 +13,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def tiny(tmp_path):
     """The tiny recipe in a folder of its own."""
     return write_tiny(tmp_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_lease(tmp_path_factory):
+    """A cache of these tests' own: they do not wait for whoever measures on this machine, nor leave anything there."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()

@@ -15,8 +15,11 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 # package -> where it may be imported, and why not elsewhere
 ONLY_IN = {
     "torch": (("stages/", "pipeline/sources.py", "pipeline/data_sources.py"), "the base install has no torch"),
-    "typer": (("pipeline/cli.py",), "everything else is callable without a command line"),
-    "rich": (("pipeline/cli.py", "pipeline/report/"), "only reports and the command know of terminals"),
+    "typer": (("pipeline/cli/",), "everything else is callable without a command line"),
+    "rich": (
+        ("pipeline/cli/", "pipeline/report/"),
+        "only reports and the command know of terminals",
+    ),
     "jinja2": (("pipeline/report/",), "only the report is a page"),
     "torch_pruning": (("stages/vendors/torch_pruning.py",), "a vendor lives in its adapter"),
     "neural_compressor": (("stages/vendors/neural_compressor.py",), "a vendor lives in its adapter"),
@@ -71,7 +74,7 @@ def _modules_after(code):
 
 
 def test_help_wakes_no_heavy_library():
-    code = "from pipeline import cli\ntry:\n    cli._guarded(['--help'])\nexcept SystemExit:\n    pass"
+    code = "from pipeline.cli import app\ntry:\n    app._guarded(['--help'])\nexcept SystemExit:\n    pass"
     woken = _modules_after(code)
     assert "typer" in woken
     assert not woken & {"torch", "onnx", "onnxruntime", "numpy", "pydantic", "sklearn", "yaml"}

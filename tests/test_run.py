@@ -42,6 +42,7 @@ def test_a_run_leaves_a_judged_artifact(finished):
         "quick/model.onnx",
         "quick/manifest.json",
         "quick/measurements.json",
+        "quick/reference.npz",
     }
     report = json.loads(done.stdout)
     assert report == json.loads((out / "report.json").read_text())

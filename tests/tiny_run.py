@@ -28,7 +28,7 @@ targets:
 QUICK = """\
 name: quick
 extends: local
-meter: {samples: 60, blocks: 3, warmup_s: 0.02, throughput_batch: 8}
+meter: {samples: 60, blocks: 3, warmup_s: 0.02, throughput_batch: 8, energy_s: 0.4}
 """
 
 

@@ -52,6 +52,7 @@ def _target(report: Report, target: TargetRow) -> list[str]:
         _text(target.summary),
         f"**{_text(story.verdict(report, target))}**",
         _bullets(story.shortfalls(target)),
+        *(f"Finding: {_text(told)}." for told in story.findings(report, target)),
         *(f"Note: {_text(note)}." for note in story.warnings(target)),
     ]
     if target.checks:
@@ -98,7 +99,12 @@ def _candidates(report: Report, target: TargetRow) -> list[str]:
         for line in lines
     ]
     note = "Accuracy here is on the validation split, which choices are made on."
-    return [_table(head, rows, right=range(1, 1 + len(metrics))), note, _text(story.merging(report, target))]
+    return [
+        _table(head, rows, right=range(1, 1 + len(metrics))),
+        note,
+        _text(story.merging(report, target)),
+        _text(story.payback(target)),
+    ]
 
 
 def _steps(report: Report) -> list[str]:

@@ -9,7 +9,7 @@ from pydantic import Field
 from targets.budget import Verdict
 from targets.documents import Frozen
 
-__all__ = ["CandidateRow", "CheckRow", "Number", "Report", "StepRow", "TargetRow"]
+__all__ = ["CandidateRow", "CheckRow", "Number", "Payback", "Report", "Spent", "StepRow", "TargetRow"]
 
 
 class Number(Frozen):
@@ -19,6 +19,26 @@ class Number(Frozen):
     low: float
     high: float
     samples: int
+    instrument: str
+
+
+class Spent(Frozen):
+    """What computing took on the machine that did it; `joules` is None and `instrument` empty where it is not known."""
+
+    joules: float | None = None
+    instrument: str = ""
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+class Payback(Frozen):
+    """After how many inferences a compression has saved the energy that it took (None: never, or without end)."""
+
+    spent: Spent
+    inferences: float | None
+    low: float | None
+    high: float | None
+    saved_mj: float
     instrument: str
 
 
@@ -35,7 +55,10 @@ class CheckRow(Frozen):
 
 
 class CandidateRow(Frozen):
-    """One candidate on one target: chosen or not, and why. Accuracy is on the validation split."""
+    """One candidate on one target: chosen or not, and why. Accuracy is on the validation split.
+
+    `findings` are what the target's runtime did that the file does not say: nodes on another provider, int8 in float.
+    """
 
     target: str
     name: str
@@ -44,6 +67,7 @@ class CandidateRow(Frozen):
     reason: str
     measured: dict[str, Number]
     sha256: str
+    findings: tuple[str, ...] = ()
     lineage: tuple[str, ...] = ()
 
 
@@ -51,7 +75,8 @@ class TargetRow(Frozen):
     """The verdict on one target. Accuracy in `checks` and in `test` is on the test split.
 
     `artifact` is the folder of the shipped model, relative to the report; empty when nothing was shipped.
-    `confidence` is the level of the intervals (0.95), where known.
+    `confidence` is the level of the intervals (0.95), where known. `payback` sets all steps but the teacher's training
+    against what the chosen model saves; None where the energy of either is not known.
     """
 
     target: str
@@ -65,6 +90,7 @@ class TargetRow(Frozen):
     merge: dict[str, Any] | None
     environment: dict[str, Any]
     confidence: float | None = None
+    payback: Payback | None = None
 
     @property
     def folder(self) -> str:
@@ -83,6 +109,7 @@ class StepRow(Frozen):
     changed: bool
     notes: tuple[str, ...] = ()
     metrics: dict[str, float] = Field(default_factory=dict)
+    energy: Spent = Spent()
 
 
 class Report(Frozen):

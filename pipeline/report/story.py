@@ -15,6 +15,7 @@ __all__ = [
     "Line",
     "chosen",
     "columns",
+    "findings",
     "gaps",
     "interval_name",
     "lines",
@@ -22,6 +23,7 @@ __all__ = [
     "merging",
     "model_file",
     "ordered",
+    "payback",
     "shortfall",
     "shortfalls",
     "steps",
@@ -45,6 +47,9 @@ _ORDER = (
     "peak_memory_mb",
     "energy_mj",
     "speedup_p50",
+    "fallback_nodes",
+    "float_int8_nodes",
+    "parity_percent",
 )
 
 
@@ -74,8 +79,10 @@ def _line(row: CandidateRow, target: TargetRow) -> Line:
 
 
 def columns(table: Iterable[Line]) -> list[str]:
-    """What candidates are compared by: those of the usual metrics that at least one line has."""
-    return [metric for metric in ordered({m for line in table for m in line.measured}) if metric in _ORDER]
+    """What candidates are compared by: the usual metrics that at least one line has; counts, if one is not 0."""
+    table = list(table)
+    had = {m for line in table for m, got in line.measured.items() if got.value or not m.endswith("_nodes")}
+    return [metric for metric in ordered(had) if metric in _ORDER]
 
 
 def ordered(metrics: Iterable[str]) -> list[str]:
@@ -87,6 +94,16 @@ def warnings(target: TargetRow) -> list[str]:
     """What the device said about the measurement that a reader should know first: "the machine was busy"."""
     notes = target.environment.get("notes", ())
     return [str(note) for note in notes] if isinstance(notes, (list, tuple)) else [str(notes)]
+
+
+def findings(report: Report, target: TargetRow) -> list[str]:
+    """What the target's runtime does with the chosen model that its file does not say, and answers that differ."""
+    row, parity = chosen(report, target), target.test.get("parity_percent")
+    told = list(row.findings) if row is not None else []
+    if parity is not None and parity.value < 100:
+        count = round(parity.samples * (1 - parity.value / 100))
+        told.append(f"{count} of {parity.samples:,} test examples get another class than on the machine that made it")
+    return told
 
 
 def chosen(report: Report, target: TargetRow) -> CandidateRow | None:
@@ -169,6 +186,23 @@ def merging(report: Report, target: TargetRow) -> str:
     sign = "+" if gain >= 0 else "-"
     points = words.quantity("accuracy_drop_points", abs(gain), 1)
     return f"{told}: {sign}{points} against {row.name}, for {slower}× its latency and {larger}× its size."
+
+
+def payback(target: TargetRow) -> str:
+    """After how many inferences the compression has saved the energy that it took; empty where that is not known."""
+    found = target.payback
+    if found is None or found.spent.joules is None:
+        return ""
+    grade, took = found.instrument.partition(":")[0], words.energy(found.spent.joules)
+    lead = f"Energy ({grade}): all steps after the teacher's training took {took}"
+    if found.inferences is None:
+        return f"{lead}; the model saves nothing over the {TEACHER}, so that it is never paid back."
+    bounds = [words.rounded(bound) if bound is not None else "no end" for bound in (found.low, found.high)]
+    saved = words.quantity("energy_mj", found.saved_mj)
+    return (
+        f"{lead}; the model saves {saved} per inference against the {TEACHER}, so that it is paid back after "
+        f"{words.rounded(found.inferences)} inferences ({bounds[0]} to {bounds[1]})."
+    )
 
 
 def steps(report: Report) -> str:

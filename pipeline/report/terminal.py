@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.report import story, words
+from pipeline.report.console import STYLES, bare_table, heading, state, text
 from pipeline.report.model import Report, TargetRow
-from targets.budget import Verdict
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan
 
-__all__ = ["print_plan", "print_report", "print_table", "render"]
+__all__ = ["print_plan", "print_report", "render"]
 
-_STYLES: dict[Verdict, str] = {"met": "green", "missed": "red", "inconclusive": "yellow", "failed": "magenta"}
 _HEADS = {
     "accuracy": "accuracy",
     "latency_p50_ms": "p50 ms",
@@ -38,30 +36,20 @@ def print_report(report: Report, console: Console, out: Path | None = None) -> N
     console.print(render(report, out))
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], console: Console) -> None:
-    """Prints a plain table; the first column keeps its width, the others wrap."""
-    table = _table()
-    for i, title in enumerate(header):
-        table.add_column(title, no_wrap=i == 0, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(words.clean(cell), style="" if i else "bold") for i, cell in enumerate(row)))
-    console.print(table)
-
-
 def print_plan(steps: Sequence[tuple[str, str, bool]], plan: Plan, console: Console) -> None:
     """Prints the steps of a plan, (title, key, stored) each, and what will be measured on which target."""
-    table = _table()
+    table = bare_table()
     for title in ("step", "key", ""):
         table.add_column(title, overflow="fold")
     for title, key, stored in steps:
-        state = Text("stored", style="cyan") if stored else Text("will run")
-        table.add_row(_text(title), Text(key[:12], style="dim"), state)
+        found = Text("stored", style="cyan") if stored else Text("will run")
+        table.add_row(text(title), Text(key[:12], style="dim"), found)
     console.print(table)
     for goal in plan.goals:
         names = ", ".join(goal.candidates)
-        console.print(_text(f"then measure, choose and judge on {goal.target.name}: {names}"))
-    found = sum(step[2] for step in steps)
-    console.print(_text(f"{words.plural(len(steps), 'step')}: {found} stored, {len(steps) - found} will run"))
+        console.print(text(f"then measure, choose and judge on {goal.target.name}: {names}"))
+    done = sum(step[2] for step in steps)
+    console.print(text(f"{words.plural(len(steps), 'step')}: {done} stored, {len(steps) - done} will run"))
 
 
 def render(report: Report, out: Path | None = None) -> RenderableType:
@@ -72,61 +60,39 @@ def render(report: Report, out: Path | None = None) -> RenderableType:
     """
     parts: list[RenderableType] = ["", _heading(report), ""]
     if report.error:
-        parts += [_verdict("failed", "", report.error), ""]
+        parts += [heading("failed", "", report.error), ""]
     for target in report.targets:
         told = "\n".join([story.verdict(report, target), *story.shortfalls(target)])
-        notes = [_text(f"note: {note}", "yellow") for note in story.warnings(target)]
-        parts += [_verdict(target.verdict, target.target, told), *notes, ""]
+        notes = [text(f"finding: {told}", "yellow") for told in story.findings(report, target)]
+        notes += [text(f"note: {note}", "yellow") for note in story.warnings(target)]
+        parts += [heading(target.verdict, target.target, told), *notes, ""]
     for target in report.targets:
         parts += [_title(f"budget on {target.target}", target.summary), _checks(target), ""]
         parts += [_title(f"candidates on {target.target}", "accuracy on the validation split")]
         parts += [_Candidates(report, target), ""]
         if merge := story.merging(report, target):
-            parts += [_text(merge), ""]
-    parts += [_text(story.steps(report)), _files(report, out)]
+            parts += [text(merge), ""]
+        if told := story.payback(target):
+            parts += [text(told), ""]
+    parts += [text(story.steps(report)), _files(report, out)]
     return Padding(Group(*parts), (0, 1), expand=False)
 
 
 def _heading(report: Report) -> Text:
     head = Text.assemble((words.clean(report.name), "bold"), ("  attar " + words.clean(report.attar), "dim"))
     if len(report.targets) > 1:
-        head.append("  ").append_text(_state(report.verdict)).append(f" over {len(report.targets)} targets")
+        head.append("  ").append_text(state(report.verdict)).append(f" over {len(report.targets)} targets")
     return head
-
-
-def _text(text: str, style: str = "") -> Text:
-    return Text(words.clean(text), style=style, overflow="fold")
-
-
-def _state(verdict: Verdict) -> Text:
-    return Text(f"{words.SYMBOLS[verdict]} {verdict}", style=_STYLES[verdict])
-
-
-def _verdict(verdict: Verdict, target: str, sentence: str) -> RenderableType:
-    """The line that a reader looks for first; long sentences hang under their own start."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    if target:
-        table.add_column(overflow="fold", max_width=20)
-    table.add_column(overflow="fold")
-    state = Text(f"{words.SYMBOLS[verdict]} {verdict.upper()}", style=f"bold {_STYLES[verdict]}")
-    told = Text("\n".join(words.clean(line) for line in sentence.splitlines()), overflow="fold")
-    table.add_row(*(state, _text(target, "bold"), told) if target else (state, told))
-    return table
 
 
 def _title(title: str, more: str) -> Text:
     return Text.assemble((words.clean(title), "bold"), (f"  {words.clean(more)}" if more else "", "dim"))
 
 
-def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim", show_edge=False)
-
-
 def _checks(target: TargetRow) -> RenderableType:
     if not target.checks:
-        return _text("no limits are set")
-    table = _table()
+        return text("no limits are set")
+    table = bare_table()
     table.add_column("metric", no_wrap=True)
     for title in ("limit", "measured", story.interval_name(target)):
         table.add_column(title, justify="right", overflow="fold")
@@ -134,8 +100,8 @@ def _checks(target: TargetRow) -> RenderableType:
     for check in target.checks:
         sign = {"at most": "≤", "at least": "≥"}[words.sense_of(check.metric)]
         limit = f"{sign} {words.limit(check.metric, check.limit)}"
-        measured = map(_text, story.measured(check))
-        table.add_row(_text(words.label(check.metric)), _text(limit), *measured, _state(check.verdict))
+        measured = map(text, story.measured(check))
+        table.add_row(text(words.label(check.metric)), text(limit), *measured, state(check.verdict))
     return table
 
 
@@ -150,7 +116,7 @@ class _Candidates:
         lines = story.lines(self.report, self.target)
         wide = options.max_width >= _WIDE
         metrics = [metric for metric in story.columns(lines) if metric in _HEADS]
-        table, below = _table(), Table.grid(padding=(0, 2, 0, 0))
+        table, below = bare_table(), Table.grid(padding=(0, 2, 0, 0))
         table.add_column("name", overflow="fold", max_width=None if wide else 24)
         for metric in metrics:
             table.add_column(_HEADS[metric], justify="right", overflow="fold")
@@ -164,10 +130,10 @@ class _Candidates:
         }
         for line in lines:
             style = "bold" if line.chosen else ""
-            cells = [_text(line.name), *(_cell(metric, line, digits[metric]) for metric in metrics)]
+            cells = [text(line.name), *(_cell(metric, line, digits[metric]) for metric in metrics)]
             table.add_row(*cells, *([_reason(line)] if wide else []), style=style)
             if line.verdict:
-                below.add_row(_text(line.name), _reason(line), style=style)
+                below.add_row(text(line.name), _reason(line), style=style)
         yield table
         if not wide:
             yield ""
@@ -176,8 +142,8 @@ class _Candidates:
 
 def _reason(line: story.Line) -> Text:
     if line.verdict is None:
-        return _text(line.reason, "dim")
-    return Text.assemble((words.SYMBOLS[line.verdict], _STYLES[line.verdict]), " ", words.clean(line.reason))
+        return text(line.reason, "dim")
+    return Text.assemble((words.SYMBOLS[line.verdict], STYLES[line.verdict]), " ", words.clean(line.reason))
 
 
 def _cell(metric: str, line: story.Line, digits: int) -> Text:

@@ -18,6 +18,7 @@ __all__ = [
     "clean",
     "column",
     "duration",
+    "energy",
     "flat",
     "label",
     "limit",
@@ -26,6 +27,7 @@ __all__ = [
     "plural",
     "prose",
     "quantity",
+    "rounded",
     "rows",
     "sense_of",
     "share",
@@ -50,6 +52,7 @@ _UNITS = {
 }
 _LABELS = {
     "agreement": "agreement with float",
+    "float_int8_nodes": "int8 nodes in float",
     "macs": "MACs",
     "macs_before": "MACs before",
     "session_ms": "session start",
@@ -164,6 +167,23 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def energy(joules: float) -> str:
+    """0.31 -> "0.31 J", 84200 -> "84.2 kJ", 7.2e6 -> "2 kWh"."""
+    if joules >= 3.6e6:
+        return f"{number(joules / 3.6e6)} kWh"
+    return f"{number(joules / 1e3)} kJ" if joules >= 1e3 else f"{number(joules)} J"
+
+
+def rounded(count: float) -> str:
+    """A count of which only the size is known: 671234.5 -> "671,000", 3.2e6 -> "3.2 million", 4e12 -> "4e12"."""
+    if count >= 1e12:
+        return f"{count:.0e}".replace("e+", "e")
+    if count >= 1e6:
+        return f"{number(count / 1e6)} million" if count < 1e9 else f"{number(count / 1e9)} billion"
+    digits = max(0, math.floor(math.log10(max(count, 1))) - 2)
+    return f"{round(count, -digits):,.0f}"
 
 
 def share(part: float) -> str:

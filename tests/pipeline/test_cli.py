@@ -189,9 +189,16 @@ def test_a_changed_file_that_arguments_name_is_noticed(tiny, tmp_path):
 
 
 def test_what_can_never_be_met_is_said_before_training(tiny, tmp_path):
-    assert "energy cannot be measured yet" in _fault(tmp_path, "tiny.yaml", "--set", "targets.0.budget.energy_mj=1")
-    (tmp_path / "quick.yaml").write_text("name: quick\nextends: local\nruntime: {provider: CUDAExecutionProvide}\n")
-    assert "onnxruntime has no CUDAExecutionProvide here" in _fault(tmp_path, "tiny.yaml")
+    (tmp_path / "quick.yaml").write_text("name: quick\nextends: local\nmeter: {energy_s: 0}\n")
+    told = _fault(tmp_path, "tiny.yaml", "--set", "targets.0.budget.energy_mj=1")
+    assert "energy is not counted on quick: its meter.energy_s is 0" in told
+    (tmp_path / "quick.yaml").write_text("name: quick\nextends: local\nruntime: {provider: CUDAExecutionProvider}\n")
+    told = _fault(tmp_path, "tiny.yaml")
+    assert "has no CUDAExecutionProvider here" in told
+    assert "help: it has " in told
+    (tmp_path / "quick.yaml").write_text("name: quick\nextends: local\ndevice: ssh://board\n")
+    done = attar("check", "tiny.yaml", cwd=tmp_path)
+    assert "note: quick is not looked at here: `attar run` reaches ssh://board first of all" in done.stderr
     (tmp_path / "quick.yaml").write_text("name: quick\nextends: local\nhas_any: [no_such_flag]\n")
     done = attar("check", "tiny.yaml", cwd=tmp_path)
     assert done.returncode == 0

@@ -12,6 +12,7 @@ from rich.console import Console
 from sample_reports import EVIL, KINDS, report, sample, target
 
 from pipeline.plan import Goal, Plan
+from pipeline.report import console as console_parts
 from pipeline.report import html, markdown, story, terminal, words
 from targets.target import Target
 
@@ -95,7 +96,7 @@ def test_colour_is_only_an_addition():
 
 def test_tables_take_text_as_it_is():
     console = plain_console(60)
-    terminal.print_table(("what", "found"), [("[red]torch", "2.13 [/] of \x1b[2J all")], console)
+    console_parts.print_table(("what", "found"), [("[red]torch", "2.13 [/] of \x1b[2J all")], console)
     assert re.search(r"\[red\]torch +2\.13 \[/\] of \[2J all", console.file.getvalue())
 
 

@@ -33,9 +33,9 @@ def test_throughput_is_at_least(low, high, verdict):
     assert check.verdict == verdict
 
 
-def test_every_metric_has_a_sense_and_only_throughput_is_at_least():
+def test_every_metric_has_a_sense():
     assert set(METRICS) == set(Budget.model_fields)
-    assert [metric for metric, sense in METRICS.items() if sense == "at least"] == ["throughput_per_s"]
+    assert [metric for metric, sense in METRICS.items() if sense == "at least"] == ["throughput_per_s", "speedup_p50"]
 
 
 def test_all_limits_are_checked_in_the_budgets_order():
@@ -100,3 +100,18 @@ def test_impossible_limits_are_refused(limits):
 
 def test_no_drop_at_all_may_be_asked_for():
     assert Budget(accuracy_drop_points=0).accuracy_drop_points == 0
+
+
+# ---- gates: what a runtime does that the file does not say
+
+
+def test_gates_are_limits_like_others():
+    gates = Budget(speedup_p50=1, fallback_nodes=0, float_int8_nodes=0)
+    good = {"speedup_p50": (2.0, 1.9, 2.1), "fallback_nodes": (0, 0, 0), "float_int8_nodes": (0, 0, 0)}
+    bad = {"speedup_p50": (0.5, 0.4, 0.6), "fallback_nodes": (3, 3, 3), "float_int8_nodes": (1, 1, 1)}
+    open_ = {"speedup_p50": (1.0, 0.9, 1.1)}
+    for numbers, verdicts in ((good, ["met"] * 3), (bad, ["missed"] * 3), (open_, ["inconclusive"] * 3)):
+        measured = {name: Measurement(name, *values, 1, "x") for name, values in numbers.items()}
+        assert [check.verdict for check in judge(gates, measured)] == verdicts
+    (_, unknown, _) = judge(gates, {"speedup_p50": Measurement("speedup_p50", 1, 1, 1, 1, "x")})
+    assert unknown.note == "not measured on this target", "an unknown placement meets no limit"

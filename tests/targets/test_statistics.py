@@ -3,7 +3,15 @@ import math
 import numpy as np
 import pytest
 
-from targets.statistics import mean_interval, paired_drop, paired_ratio, quantile_interval, samples_needed, wilson
+from targets.statistics import (
+    drift,
+    mean_interval,
+    paired_drop,
+    paired_ratio,
+    quantile_interval,
+    samples_needed,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("q", "least"), [(0.90, 44), (0.95, 90), (0.99, 459)])
@@ -119,3 +127,19 @@ def test_a_ratio_needs_pairs():
     assert paired_ratio([[1.0]], [[1.0]], 0.95) is None
     with pytest.raises(ValueError, match="zip"):
         paired_ratio([[1.0]] * 3, [[1.0]] * 2, 0.95)
+
+
+def test_drift_needs_a_trend():
+    random = np.random.default_rng(1)
+    flat = 1 + 0.05 * random.standard_normal((200, 12))
+    found = sum(drift([[x] for x in series]) is not None for series in flat)
+    assert found <= 8, "1 % of 200 are expected where there is none"
+    rising = flat * np.exp(np.linspace(0, 0.3, 12))
+    sizes = [size for series in rising if (size := drift([[x] for x in series])) is not None]
+    assert len(sizes) > 150
+    assert np.mean(sizes) == pytest.approx(np.exp(0.3) - 1, rel=0.15)
+
+
+def test_one_outlying_block_is_no_drift():
+    assert drift([[1.0 + 0.001 * (i % 3)] for i in range(11)] + [[5.0]]) is None
+    assert drift([[1.0], [2.0], [3.0]]) is None, "too few blocks to tell"

@@ -1,0 +1,5 @@
+"""`python -m pipeline.cli` is `attar`."""
+
+from pipeline.cli.app import main
+
+main()

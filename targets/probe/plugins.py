@@ -1,0 +1,52 @@
+"""Execution providers that come as plug-ins: packages of their own beside onnxruntime (1.23 or later).
+
+Not run by the project's own tests: each needs its vendor's hardware or licence. QNN was tried by hand on an emulated
+device, with the calls made here. The way: https://onnxruntime.ai/docs/execution-providers/plugin-ep-libraries/usage.html
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from targets.probe.errors import ProbeError, short
+
+__all__ = ["PLUGINS", "add"]
+
+PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn", "OpenVINOExecutionProvider": "onnxruntime_ep_openvino"}
+
+
+def add(provider: str, options: Mapping[str, str], session_options: Any) -> bool:
+    """Gives the session this plug-in provider; False if its package is not installed here.
+
+    QNN's `backend_path` is the package's own HTP backend where the options name none. OpenVINO's `device_type` ("CPU"
+    where left out) chooses among the devices that the plug-in offers, and is no option of the plug-in itself.
+
+    Raises:
+        ProbeError: the plug-in does not load, or offers no device on this machine.
+    """
+    import onnxruntime as ort
+
+    if provider not in PLUGINS or not hasattr(ort, "register_execution_provider_library"):
+        return False
+    try:
+        package: Any = importlib.import_module(PLUGINS[provider])
+    except ModuleNotFoundError:
+        return False
+    given = dict(options)
+    try:
+        if not any(device.ep_name == provider for device in ort.get_ep_devices()):
+            ort.register_execution_provider_library(provider, package.get_library_path())  # its name becomes the EP's
+        devices = [device for device in ort.get_ep_devices() if device.ep_name == provider]
+    except Exception as error:
+        raise ProbeError(f"{provider} (package {PLUGINS[provider]}) does not load: {short(error)}") from error
+    if provider == "OpenVINOExecutionProvider":
+        kind = given.pop("device_type", "CPU")
+        devices = [device for device in devices if device.ep_metadata.get("ov_device", kind) == kind]
+    elif not {"backend_path", "backend_type"} & set(given):
+        given["backend_path"] = package.get_qnn_htp_path()
+    if not devices:
+        raise ProbeError(f"{provider} (package {PLUGINS[provider]}) finds no device that it can use on this machine")
+    session_options.add_provider_for_devices(devices, given)
+    return True

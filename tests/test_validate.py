@@ -1,0 +1,163 @@
+"""`attar validate`: the artifact of a real run, judged again by the real command."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from tiny_run import attar, write_tiny
+
+from pipeline import reference
+from targets.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("validate")
+    write_tiny(folder)
+    done = attar("run", "tiny.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def artifact(ran, tmp_path):
+    """A copy of the artifact's folder, to be changed."""
+    return shutil.copytree(ran / "runs/tiny/quick", tmp_path / "quick")
+
+
+def change_manifest(folder, change):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def test_an_artifact_is_still_what_it_was(ran, artifact):
+    done = attar("validate", artifact, "--json", cwd=ran)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["verdict"], found["verdict_then"]) == ("met", "met")
+    assert [check["metric"] for check in found["checks"]] == [check["metric"] for check in found["then"]]
+    assert found["measured"]["parity_percent"]["value"] == 100, "the same file on the same machine"
+    now, then = found["measured"]["accuracy"], found["before"]["accuracy"]
+    assert (now["value"], now["samples"]) == (then["value"], then["samples"]), "all 200 test examples fit"
+    assert found["changed"] == []
+    assert found["raw"]["models"]["artifact"]["latency_ms"], "raw samples are handed out"
+    report = done.stderr[done.stderr.index("MET") :]
+    assert all(len(line) <= 100 for line in report.splitlines())
+
+
+def test_the_recipe_gives_the_whole_test_split(ran, artifact):
+    done = attar("validate", artifact, "--recipe", "tiny.yaml", "--json", cwd=ran)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["examples"] == "the whole test split, 200 examples"
+    for name in ("accuracy", "accuracy_drop_points"):
+        assert found["measured"][name]["value"] == pytest.approx(found["before"][name]["value"])
+
+
+def test_a_budget_that_no_longer_holds_is_missed(ran, artifact):
+    change_manifest(artifact, lambda m: m["target"]["budget"].update(size_mb=1e-6))
+    done = attar("validate", artifact, "--json", cwd=ran)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["verdict"], found["verdict_then"]) == ("missed", "met")
+
+
+def test_an_artifact_slower_than_the_float_model_is_caught(ran, artifact, tmp_path):
+    """The float model here is one that does less: the artifact is slower than it, whatever the machine."""
+    from targets.testing import tiny_onnx
+
+    shape = np.load(artifact / "reference.npz")["inputs"].shape[1:]
+    fast = tiny_onnx(tmp_path / "fast.onnx", shape=shape, width=1, classes=4)
+    change_manifest(artifact, lambda m: m["target"]["budget"].update(speedup_p50=1.0))
+    done = attar("validate", artifact, "--against", fast, "--json", cwd=ran)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    (check,) = (check for check in found["checks"] if check["metric"] == "speedup_p50")
+    assert check["verdict"] == "missed"
+    assert any(told.startswith("slower than the float teacher: its p50 is") for told in found["findings"])
+
+
+def test_without_the_float_model_a_limit_on_speedup_is_open(ran, artifact):
+    change_manifest(artifact, lambda m: m["target"]["budget"].update(speedup_p50=1.0))
+    assert attar("validate", artifact, cwd=ran).returncode == 4
+
+
+def test_another_target_is_judged_by_the_same_budget(ran, artifact):
+    (ran / "two.yaml").write_text((ran / "quick.yaml").read_text().replace("name: quick", "name: two"))
+    done = attar("validate", artifact, "--target", "two.yaml", "--json", cwd=ran)
+    found = json.loads(done.stdout)
+    assert found["target"] == "two"
+    assert [check["metric"] for check in found["checks"]] == ["accuracy_drop_points", "latency_p50_ms", "size_mb"]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (
+            lambda f: (f / "manifest.json").unlink(),
+            "manifest.json: no such file\n   help: give the folder of an artifact",
+        ),
+        (lambda f: (f / "manifest.json").write_text("{}"), "is no manifest that this attar reads: Field required"),
+        (lambda f: (f / "model.onnx").write_bytes(b"other"), "model.onnx: is not the file that the manifest names"),
+        (lambda f: (f / "model.onnx").unlink(), "model.onnx: is missing"),
+        (lambda f: (f / "reference.npz").write_bytes(b"other"), "reference.npz: is not the file that the manifest"),
+    ],
+)
+def test_what_is_no_artifact_is_one_clear_fault(ran, artifact, break_it, told):
+    break_it(artifact)
+    done = attar("validate", artifact, cwd=ran)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_data_that_changed_are_refused(ran, artifact, tmp_path):
+    write_tiny(tmp_path)
+    with np.load(tmp_path / "tiny.npz") as found:
+        arrays = dict(found)
+    arrays["x_test"] = arrays["x_test"] ^ 1
+    np.savez(tmp_path / "tiny.npz", **arrays)
+    done = attar("validate", artifact, "--recipe", tmp_path / "tiny.yaml", cwd=ran)
+    assert done.returncode == 2
+    assert "its data are not those that the artifact was judged on" in done.stderr
+
+
+# ---- the file of reference examples
+
+
+def kept(k=8, n=10, shape=(3, 4, 4)):
+    random = np.random.default_rng(0)
+    inputs = random.standard_normal((k, *shape)).astype(np.float32)
+    outputs = random.standard_normal((k, 5)).astype(np.float32)
+    return reference.Reference(inputs, np.arange(k) % 5, outputs, np.arange(n) % 2 == 0)
+
+
+def test_a_reference_survives_its_file(tmp_path):
+    reference.save(kept(), tmp_path / "a.npz")
+    reference.save(kept(), tmp_path / "b.npz")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    found = reference.load(tmp_path / "a.npz")
+    for name in ("inputs", "labels", "outputs", "baseline_right"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(kept(), name))
+
+
+def test_a_reference_is_cut_to_size(tmp_path):
+    reference.save(kept(64, 100, (3, 128, 128)), tmp_path / "a.npz")
+    assert (tmp_path / "a.npz").stat().st_size <= 4_000_000
+    found = reference.load(tmp_path / "a.npz")
+    assert len(found.labels) == 16, "64 examples have 12 MB of noise, 16 have 3"
+    assert len(found.baseline_right) == 100
+
+
+def test_what_is_no_reference(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(InputError, match="is no reference of an artifact"):
+        reference.load(tmp_path / "a.npz")
+    np.savez(
+        tmp_path / "b.npz", inputs=np.zeros((2, 3)), labels=np.zeros(1), outputs=np.zeros((2, 3)), baseline_right=[1]
+    )
+    with pytest.raises(InputError, match="different lengths"):
+        reference.load(tmp_path / "b.npz")
