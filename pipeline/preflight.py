@@ -31,20 +31,22 @@ _EXTRAS = {
 }
 
 
-def preflight(recipe: Recipe, document: Document, device: Callable[[Target], Device] | None = None) -> None:
+def preflight(
+    recipe: Recipe, document: Document, device: Callable[[Target], Device] = connect, *, remote: bool = True
+) -> None:
     """Looks at the devices, builds the networks of a recipe and matches its patterns against them.
 
     Args:
-        device: how a target's device is reached; without it, only targets on this machine are looked at.
+        device: how a target's device is reached.
+        remote: also look at devices that are not this machine.
 
     Raises:
         InputError: all faults found.
         DeviceError: a device cannot be reached.
     """
     targets = list(enumerate(recipe.resolved_targets(document.folder)))
-    looked_at = [(i, target) for i, target in targets if device or target.device == "local"]
-    reach = device or connect
-    if unfit := [fault for i, target in looked_at for fault in _unfit(target, reach(target), document, i)]:
+    looked_at = [(i, target) for i, target in targets if remote or target.device == "local"]
+    if unfit := [fault for i, target in looked_at for fault in _unfit(target, device(target), document, i)]:
         raise InputError(unfit)
     extras = {stage.extra for call in recipe.stages if (stage := STAGES[call.name]).extra}
     for extra in sorted(extras):

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from pipeline import digests, reference
 from pipeline.report.model import CheckRow, Number
-from pipeline.validate import BASELINE, as_estimates, look, measured_rows, strange
+from pipeline.validate import BASELINE, as_estimates, look, measured_rows, strange, strictly, turns_with_time
 from targets.accuracy import accuracy, accuracy_drop, agreement
 from targets.budget import Measurement, Verdict, judge, worst
 from targets.devices import Device
@@ -106,8 +106,8 @@ def revalidate(
     confidence = ours.meter.confidence
 
     def undecided(measured: Measured) -> bool:
-        checks = judge(ours.budget, measured_rows(measured, ours, confidence)["artifact"])
-        return any(c.verdict == "inconclusive" and c.metric.startswith(("latency_", "speedup_")) for c in checks)
+        now = measured_rows(measured, ours, strictly(confidence))["artifact"]
+        return not other and any(map(turns_with_time, judge(ours.budget, now)))
 
     other = strange(ours, device)
     measured = measure(ours, models, kept.inputs[:64], say, device, undecided)

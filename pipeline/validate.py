@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.reference import Reference
 from stages.data import Split
 from targets.accuracy import accuracy, accuracy_drop, agreement
-from targets.budget import Measurement, judge
+from targets.budget import Check, Measurement, judge
 from targets.devices import Device
 from targets.energy import energy_measurement
 from targets.measure import measure, outputs
@@ -25,12 +25,23 @@ from targets.operators import findings, node_counts
 from targets.samples import Measured, Samples, measurements
 from targets.target import Target, unlike
 
-__all__ = ["BASELINE", "as_estimates", "look", "measured_rows", "on_test", "on_validation", "read", "strange"]
+__all__ = [
+    "BASELINE",
+    "as_estimates",
+    "look",
+    "measured_rows",
+    "on_test",
+    "on_validation",
+    "read",
+    "strange",
+    "strictly",
+    "turns_with_time",
+]
 
 BASELINE = "float teacher"
 _SAMPLES = 64  # inputs that latency is measured on: enough to vary, small enough to stay in cache like a live stream
 _HOME = Target(name="this-machine")
-_LOOKS = 4  # sampling stops early only on evidence so many times as strong: each look could be wrong anew
+_LOOKS = 4
 
 Rows = dict[str, dict[str, Measurement]]
 
@@ -59,8 +70,7 @@ def on_validation(
             known[name]["accuracy_drop_points"] = drop
 
     def undecided(measured: Measured) -> bool:
-        strict = 1 - (1 - confidence) / _LOOKS
-        rows = measured_rows(measured, target, strict)
+        rows = measured_rows(measured, target, strictly(confidence))
         return not other and _open(target, {n: rows[n] | known[n] for n in models if n != BASELINE})
 
     sample = split.inputs(slice(0, _SAMPLES))
@@ -96,11 +106,21 @@ def _open(target: Target, candidates: Rows) -> bool:
     open_ones = 0
     for row in candidates.values():
         left = [check for check in judge(target.budget, row) if check.verdict != "met"]
-        timed = [c for c in left if c.metric.startswith(("latency_", "speedup_")) and c.verdict == "inconclusive"]
         if not left:
             return False
-        open_ones += len(left) == len(timed)
+        open_ones += all(map(turns_with_time, left))
     return open_ones > 0
+
+
+def turns_with_time(check: Check) -> bool:
+    """Whether more latencies could still decide a check."""
+    measured = check.metric.startswith("latency_") or (check.metric == "speedup_p50" and check.value is not None)
+    return measured and check.verdict == "inconclusive"
+
+
+def strictly(confidence: float) -> float:
+    """The confidence at which sampling ends early: on evidence several times as strong, as each look could be wrong."""
+    return 1 - (1 - confidence) / _LOOKS
 
 
 def look(

@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from tiny_run import write_tiny
+from tiny_run import attar, write_tiny
 
 # Tests that were started in the background ignore Ctrl-C, and the processes that they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -22,3 +22,13 @@ def own_lease(tmp_path_factory):
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     yield
     patch.undo()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A folder in which the tiny recipe ran once."""
+    folder = tmp_path_factory.mktemp("run")
+    write_tiny(folder)
+    done = attar("run", "tiny.yaml", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done

@@ -15,16 +15,6 @@ import pytest
 from tiny_run import QUICK, attar, write_tiny
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder in which the tiny recipe ran once."""
-    folder = tmp_path_factory.mktemp("run")
-    write_tiny(folder)
-    done = attar("run", "tiny.yaml", "--json", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done
-
-
 def _sha(folder):
     return json.loads((folder / "runs/tiny/quick/manifest.json").read_text())["model"]["sha256"]
 

@@ -11,13 +11,10 @@ from pipeline import reference
 from targets.errors import InputError
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("validate")
-    write_tiny(folder)
-    done = attar("run", "tiny.yaml", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder
+@pytest.fixture
+def ran(finished):
+    """The folder in which the tiny recipe ran."""
+    return finished[0]
 
 
 @pytest.fixture

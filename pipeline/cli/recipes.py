@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,9 @@ from pipeline.cli.shared import EXIT_CODES, AsJson, RecipePath, Sets, console, o
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
+    from targets.devices import Device
     from targets.documents import Document
+    from targets.target import Target
 
 __all__ = ["check", "new", "plan", "run"]
 
@@ -26,8 +29,9 @@ def check(recipe: RecipePath, set_: Sets = None) -> None:
     from pipeline.preflight import preflight
 
     loaded, document = _load(recipe, set_)
-    preflight(loaded, document)
-    _warn(loaded, document)
+    device = _reach()
+    preflight(loaded, document, device, remote=False)
+    _warn(loaded, document, device)
     tell(f"{recipe}: no faults")
 
 
@@ -41,7 +45,7 @@ def plan(recipe: RecipePath, set_: Sets = None) -> None:
     kept = store()
     rows = [(step.title, step.key, kept.find(step.key) is not None) for step in laid.steps]
     print_plan(rows, laid, console(stdout=True))
-    _warn(loaded, document)
+    _warn(loaded, document, _reach())
 
 
 def run(
@@ -92,13 +96,20 @@ def _load(path: Path, sets: list[str] | None) -> tuple[Recipe, Document]:
     return load(path, overrides(sets))
 
 
-def _warn(recipe: Recipe, document: Document) -> None:
+def _reach() -> Callable[[Target], Device]:
+    """How targets' devices are reached: each is asked once what it is."""
+    from targets.measure import connect
+
+    devices: dict[str, Device] = {}
+    return lambda target: devices.setdefault(target.name, connect(target))
+
+
+def _warn(recipe: Recipe, document: Document, device: Callable[[Target], Device]) -> None:
     """Says what is no fault and will still decide the verdict."""
     from pipeline.validate import strange
-    from targets.measure import connect
 
     for target in recipe.resolved_targets(document.folder):
         if target.device != "local":
             tell(f"note: {target.name} is not looked at here: `attar run` reaches {target.device} first of all")
-        elif why := strange(target, connect(target)):
+        elif why := strange(target, device(target)):
             tell(f"note: {why}: its numbers will be estimates, and its verdict at best inconclusive")
