@@ -40,7 +40,7 @@ from targets.documents import Document, KeyPath, show_key
 from targets.energy import Spent, counting
 from targets.errors import AttarError, Fault, InputError, StageError
 from targets.measure import connect
-from targets.target import Target, facts, load
+from targets.target import Target, facts, load, only
 
 __all__ = ["Outcome", "Runner", "StepDone"]
 
@@ -199,7 +199,7 @@ class Runner:
             scratch=scratch,
             seed=self.recipe.seed,
             teacher=self.candidate(step.parents[1]) if len(step.parents) > 1 else None,
-            target=_only(step.target, seen) if step.target else None,
+            target=only(step.target, seen) if step.target else None,
             say=partial(self._note, step.title),
             progress=lambda share, what: self.events("progress", step.title, share=share, what=what),
         )
@@ -315,9 +315,3 @@ class Runner:
         path = self.candidate(key).onnx
         assert path is not None, "a chain ends in an ONNX file: the recipe's check holds this"
         return path
-
-
-def _only(target: Target, fields: tuple[str, ...]) -> Target:
-    """The target reduced to its name, for messages, and to what a stage declared to look at: a stage cannot look at
-    anything that is not in its key."""
-    return Target(name=target.name, **{name: getattr(target, name) for name in fields})

@@ -44,12 +44,16 @@ STAGES: Mapping[str, Stage] = {
         ),
         Stage(
             name="quantize",
-            summary="float to int8, calibrated on training data, in the form that the target runs fast",
+            summary="float to int8 that holds its accuracy, and pays, on the target",
             Config=QuantizeConfig,
             run="stages.quantize:quantize",
             takes="onnx",
             gives="onnx",
-            sees=("int8",),
+            sees=(
+                *("int8", "budget.accuracy_drop_points"),
+                *("device", "connection", "machine", "has_any", "has_none", "runtime"),
+            ),
+            needs_teacher=True,
             libraries=("onnx", "onnxruntime", "torch", "neural-compressor", "torchao"),
             extra=None,
         ),

@@ -174,7 +174,8 @@ class Stage:
 
     Attributes:
         run: "module:function" of the plain function.
-        sees: fields of `Target` that the stage looks at; only these enter the step's key.
+        sees: fields of `Target` that the stage looks at ("budget.size_mb" for a part of one); only these enter the
+            step's key.
         libraries: distributions whose version enters the step's key.
         extra: the optional dependency group that the stage needs, or None.
     """

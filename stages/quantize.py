@@ -1,37 +1,54 @@
 """Quantize: float to int8, by static calibration on training data.
 
-Two engines decide on ranges, one placement writes them into the graph:
+    check        the graph is float, the data fits, patterns match
+    fold         batch norms into convolutions, constants computed
+    decide       engine auto: the ladder (`stages.int8.ladder`); else one engine with one calibration
+    pay          operators that are not faster in int8 on the target go back to float (`stages.int8.pays`)
+    prove        agreement with the float network on validation
 
-    onnxruntime        watches the exported graph                  -> ranges
-    neural_compressor  watches the torch twin, matched by name     -> ranges, the rest by onnxruntime
-    placement          onnxruntime's quantizer, by the target's rules, in QDQ form
-
-With engine onnxruntime no torch is needed.
+Whoever decides, one placement writes Q/DQ into the graph: onnxruntime's quantizer, by the target's rules. With engine
+onnxruntime no torch is needed.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import numpy as np
 from onnx import ModelProto
 
 from stages import graph
 from stages.base import Candidate, Context, Step
 from stages.data import Split
-from stages.graph import Floats
+from stages.int8 import dynamic
+from stages.int8 import rules as rules_of
+from stages.int8.bench import Attempt, Bench, Setup
+from stages.int8.calibration import examine
+from stages.int8.correction import bias_correction
+from stages.int8.equalize import cross_layer, smooth_quant
+from stages.int8.fallback import float_fallback
+from stages.int8.ladder import Climb, Rung, climb
+from stages.int8.memory import batch_size
+from stages.int8.pays import fastest, pays
+from stages.int8.qat import qat
 from stages.settings import QuantizeConfig
 from stages.vendors import ort_quantizer
-from stages.vendors.ort_quantizer import Ranges
 from targets.errors import Fault, InputError, StageError, nearest
 from targets.target import Int8Rules
 
 __all__ = ["quantize"]
 
-PROOF_SAMPLES = 512
+RUNGS: Mapping[str, Rung] = {
+    "bias correction": bias_correction,
+    "cross-layer equalization": cross_layer,
+    "SmoothQuant": smooth_quant,
+    "single layers in float": float_fallback,
+    "training": qat,
+}
+"""After calibration: what is tried while accuracy does not hold, cheap first."""
+
 LOWEST_OPSET = 13  # the first whose QuantizeLinear takes one scale per channel
 
 
@@ -43,6 +60,7 @@ def quantize(candidate: Candidate, config: QuantizeConfig, context: Context) -> 
     Raises:
         InputError: a pattern of `exclude` matches nothing; the data does not fit the network.
         StageError: the graph is int8 already or too old, an engine cannot work on it, or ranges are not finite.
+        DeviceError: the target's device did not answer.
     """
     if candidate.onnx is None:
         raise StageError(f"quantize takes an exported network, and {candidate.name} is a torch one: export it first")
@@ -55,23 +73,34 @@ def quantize(candidate: Candidate, config: QuantizeConfig, context: Context) -> 
 
     context.scratch.mkdir(parents=True, exist_ok=True)
     folded = ort_quantizer.fold(model, context.scratch)
-    ranges, own = _ranges(folded, candidate, config, context)
-    context.progress(0.8, "placing int8")
-    int8 = ort_quantizer.place(folded, ranges, rules, op_types, _after_folding(folded, excluded))
-    count = graph.tally(int8)
+    kept = rules_of.kept_float(folded, op_types)
+    size = batch_size(folded, candidate.signature.input_shape, config.memory_mb, config.batch_size, config.samples)
+    looked = examine(context.data.train, config.samples, context.data.classes, folded, size)
+    bench = Bench(
+        candidate,
+        config,
+        context,
+        rules,
+        folded,
+        op_types,
+        exclude=frozenset({*_after_folding(folded, excluded), *kept}),
+        batch_size=size,
+        extremes=looked.ranges,
+    )
+    chosen, notes = _decided(bench)
+    if chosen is not None and config.pays:
+        chosen, told = _paying(bench, chosen)
+        notes += told
+    digest = f"calibrated on {looked.examples} examples of the train split, sha256 {looked.digest}"
+    return _written(bench, chosen, [*looked.notes, *_by_rule(kept), *notes, digest])
 
-    path, notes = context.out / "model.onnx", []
-    if count.int8:
-        graph.write(int8, path)
-        notes = _notes(int8, count, ranges, own)
-    else:
-        shutil.copyfile(candidate.onnx, path)
-        notes = ["nothing was quantized: no node is left that can be, by the target's op_types and exclude"]
-    context.progress(0.9, "comparing with float")
-    metrics = {"nodes_int8": count.int8, "nodes_float": count.float, "size_mb": path.stat().st_size / 1e6}
-    metrics |= _compare(model, path, context.data.validation)
-    step = Step("quantize", changed=count.int8 > 0, notes=tuple(notes), metrics=metrics)
-    return candidate.then(step, weights=graph.bring_weights(candidate, context.out), onnx=path)
+
+def _by_rule(kept: Mapping[str, str]) -> list[str]:
+    """Which nodes stay float by rule, one sentence for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in kept.items():
+        reasons.setdefault(reason, []).append(name)
+    return [f"float by rule: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
 def _check(model: ModelProto, candidate: Candidate) -> None:
@@ -111,93 +140,83 @@ def _after_folding(folded: ModelProto, excluded: list[str]) -> list[str]:
     return [node.name for node in folded.graph.node if node.name in gone or node.name.rpartition("/")[0] in gone]
 
 
-def _ranges(
-    folded: ModelProto, candidate: Candidate, config: QuantizeConfig, context: Context
-) -> tuple[Ranges, Ranges | None]:
-    """Ranges for every float value; and those that neural-compressor gave, if it was asked."""
-
-    def batches() -> Iterator[Floats]:
-        for inputs, _ in context.data.train.batches(config.batch_size, config.samples):
-            yield inputs
-
-    if config.engine != "neural_compressor":
-        context.progress(0.1, "watching ranges")
-        return ort_quantizer.calibrate(folded, batches, config.calibration, config.percentile), None
-    if candidate.weights is None:
-        raise StageError(
-            f"engine neural_compressor works on the torch network, and {candidate.name} has none (it comes from "
-            f"{candidate.origin.source}): choose engine onnxruntime"
-        )
-    try:
-        from stages.network import build
-        from stages.vendors import neural_compressor
-    except ModuleNotFoundError as missing:
-        raise StageError(
-            f"engine neural_compressor needs {missing.name}, which is not installed: pip install 'attar[compress]', or "
-            "choose engine onnxruntime"
-        ) from missing
-    context.progress(0.1, "watching ranges in torch")
-    found = neural_compressor.activation_ranges(build(candidate), candidate.signature, batches(), config.calibration)
-    context.progress(0.5, "watching ranges in ONNX")
-    extremes = ort_quantizer.calibrate(folded, batches)
-    _match(found, extremes)
-    return extremes | {name: limits for name, limits in found.items() if name in extremes}, found
+def _decided(bench: Bench) -> tuple[Attempt | None, list[str]]:
+    """The int8 graph that holds accuracy best, and what led to it; None where no node can be int8."""
+    config = bench.config
+    if config.engine == "auto":
+        found = climb(bench, RUNGS, config.minutes)
+        chosen, notes = found.best, _told(bench, found)
+        if (other := _dynamic(bench)) is not None and not other.score.accuracy < chosen.score.accuracy:
+            chosen, told = _faster(bench, chosen, other)
+            notes += told
+    else:
+        bench.context.progress(0.1, "watching ranges")
+        title = f"{config.engine.replace('_', '-')} {config.calibration}"
+        chosen, notes = bench.attempt(title, bench.setup(config.engine, config.calibration)), []
+    if not _layers(chosen.int8):
+        return None, ["nothing was quantized: no node is left that can be, by the target's op_types and exclude"]
+    return chosen, [*notes, *chosen.setup.notes]
 
 
-def _match(found: Ranges, extremes: Ranges) -> None:
-    """Are neural-compressor's values those of the ONNX graph? Their names must be there, and each range must lie within
-    the extremes of the value by its name: so a name that means another value is caught.
-
-    Raises:
-        StageError: they are not.
-    """
-    lost = sorted(found.keys() - extremes.keys())
-    if len(lost) * 2 > len(found):
-        raise StageError(
-            f"only {len(found) - len(lost)} of neural-compressor's {len(found)} values are in the ONNX graph (not: "
-            f"{', '.join(lost[:5])}): is it an export of this torch network? Choose engine onnxruntime"
-        )
-    for name in found.keys() & extremes.keys():
-        (low, high), (least, most) = found[name], extremes[name]
-        slack = 0.02 * (most - least)  # a step of int8, and what two runtimes differ by
-        if low < least - slack or high > most + slack:
-            raise StageError(
-                f"neural-compressor's range of {name!r}, {low:.4g} to {high:.4g}, goes beyond what the ONNX graph "
-                f"shows, {least:.4g} to {most:.4g}: the two are not the same network"
-            )
+def _layers(model: ModelProto) -> int:
+    return graph.tally(model).int8 + dynamic.layers(model)
 
 
-def _notes(int8: ModelProto, count: graph.Tally, ranges: Ranges, own: Ranges | None) -> list[str]:
-    notes = []
-    if count.left:
+def _dynamic(bench: Bench) -> Attempt | None:
+    """The dynamically quantized graph, where it may pay."""
+    if not dynamic.suits(bench.folded, bench.context.target):
+        return None
+    made = dynamic.make(bench)
+    return Attempt("dynamic", Setup(bench.folded, {}, bench.exclude), made, bench.score(made), 0.0)
+
+
+def _faster(bench: Bench, static: Attempt, other: Attempt) -> tuple[Attempt, list[str]]:
+    """Of two int8 graphs that hold accuracy alike, the faster on the target; the static one if nothing is measured."""
+    if bench.context.target is None or not bench.config.pays:
+        return static, []
+    sample = next(bench.batches())[:8]
+    number, told = fastest([static, other], bench.folded, bench.context.target, sample, say=bench.context.say)
+    return (other if number == 1 else static), told
+
+
+def _told(bench: Bench, found: Climb) -> list[str]:
+    """The ladder in sentences: each rung's gain and cost, and where it ended. One rung that was enough needs none."""
+    if len(found.attempts) == 1:
+        return []
+    start = bench.float_score.drop_points
+    rows = [
+        f"{attempt.title}: {attempt.score.drop_points - start:+.2f} points lost against the float network, "
+        f"{attempt.seconds:.1f} s"
+        for attempt in found.attempts
+    ]
+    return [*rows, f"the ladder ended with {found.best.title}: {found.end}"]
+
+
+def _paying(bench: Bench, chosen: Attempt) -> tuple[Attempt | None, list[str]]:
+    """The graph without operators that do not pay on the target; None where int8 does not pay at all."""
+    bench.context.progress(0.85, "measuring what pays")
+    if dynamic.layers(chosen.int8):  # the race has been run, and single operators are not placed
+        return chosen, []
+    return pays(bench, chosen)
+
+
+def _written(bench: Bench, chosen: Attempt | None, notes: list[str]) -> Candidate:
+    candidate, path = bench.candidate, bench.context.out / "model.onnx"
+    assert candidate.onnx is not None
+    if chosen is None:
+        shutil.copyfile(candidate.onnx, path)
+        int8, score = bench.folded, bench.float_score
+    else:
+        graph.write(chosen.int8, path)
+        int8, score = chosen.int8, chosen.score
+    count = graph.tally(int8)
+    if chosen is not None and count.left:
         notes.append("stayed float: " + ", ".join(f"{n} {op}" for op, n in count.left.items()))
-    if own is not None:
-        matched = own.keys() & ranges.keys()
-        placed = {node.input[1].removesuffix("_scale") for node in int8.graph.node if node.op_type == "QuantizeLinear"}
-        rest = sorted(placed - matched)
-        notes.append(f"neural-compressor: {len(matched)} of its {len(own)} ranges matched by value name")
-        notes.append(f"min-max by onnxruntime for {len(rest)} values that it has no range for: {', '.join(rest)}")
-    return notes
-
-
-def _compare(before: ModelProto, after: Path, validation: Split) -> dict[str, float]:
-    """Runs both graphs on validation examples.
-
-    Returns:
-        agreement: share of examples (0..1) whose largest logit is the same; signal_to_noise_db of the logits.
-    """
-    first, second = graph.session(before), graph.session(after)
-    same = examples = 0
-    signal = noise = 0.0
-    for inputs, _ in validation.batches(64, PROOF_SAMPLES):
-        expected, got = graph.predict(first, inputs), graph.predict(second, inputs)
-        if not (np.isfinite(expected).all() and np.isfinite(got).all()):
-            raise StageError("the network gives NaN or infinite outputs on validation examples")
-        same += int((expected.argmax(1) == got.argmax(1)).sum())
-        examples += len(inputs)
-        signal += float(np.square(expected, dtype=np.float64).sum())
-        noise += float(np.square(expected - got, dtype=np.float64).sum())
-    if not examples:
-        raise StageError("the int8 network is compared with float on validation examples, and there are none")
-    ratio = 10 * np.log10(signal / noise) if signal and noise else 200.0  # 200 dB: no difference in 32 bits
-    return {"agreement": same / examples, "signal_to_noise_db": round(float(ratio), 2)}
+    metrics = {"nodes_int8": _layers(int8), "nodes_float": count.float, "size_mb": path.stat().st_size / 1e6}
+    metrics |= {"agreement": score.agreement, "signal_to_noise_db": score.signal_to_noise_db}
+    step = Step("quantize", changed=chosen is not None, notes=tuple(notes), metrics=metrics)
+    own = chosen.setup.weights if chosen is not None else None
+    if own is None:
+        return candidate.then(step, weights=graph.bring_weights(candidate, bench.context.out), onnx=path)
+    weights = Path(shutil.copyfile(own, bench.context.out / "weights.safetensors"))
+    return candidate.then(step, weights=weights, onnx=path)

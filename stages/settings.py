@@ -107,12 +107,27 @@ class ExportConfig(Frozen):
     samples: Annotated[int, Field(ge=1)] = Field(64, description="validation examples compared")
 
 
+class QatConfig(TrainConfig):
+    """Training on the int8 placement, with the teacher's soft targets."""
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 3
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.005
+    temperature: Annotated[float, Field(ge=1, le=100)] = 4.0
+    soft_weight: Annotated[float, Field(ge=0, le=1)] = Field(0.7, description="the rest goes to the labels")
+
+
 class QuantizeConfig(Frozen):
     """Static int8 quantization of the exported graph. Signs and ranges come from the target."""
 
     engine: Literal["auto", "onnxruntime", "neural_compressor"] = Field(
-        "auto", description="who decides the ranges; auto: onnxruntime"
+        "auto",
+        description="who decides; auto: a ladder of both engines, corrections, float fallback and training, until the "
+        "accuracy limit holds",
     )
+    minutes: Annotated[float, Field(gt=0, le=10_000)] = Field(20, description="that the ladder may take")
+    qat: QatConfig | None = Field(QatConfig(), description="training as the ladder's last rung; null: none")
+    pays: bool = Field(True, description="operators that are not faster in int8 on the target stay float")
+    memory_mb: Annotated[float, Field(ge=32, le=1_000_000)] = Field(1024, description="that calibration may take")
     calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
     percentile: Annotated[float, Field(gt=50, le=100)] = Field(99.99, description="for calibration: percentile")
     samples: Annotated[int, Field(ge=1)] = Field(256, description="training examples that calibrate")

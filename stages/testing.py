@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from stages import STAGES
 from stages.base import Candidate, Context, Origin, Stage, perform
 from stages.data import Preprocessing, Split, Splits
-from stages.network import build
+from stages.network import build, save_weights
 from stages.settings import DistillConfig, ExportConfig, PruneConfig, QuantizeConfig, Student, TrainConfig
 from stages.teacher import teach
 from targets.documents import Frozen
@@ -36,11 +36,17 @@ __all__ = [
     "battery",
     "context",
     "digest_of",
+    "heavy_tailed",
+    "lopsided",
+    "outlier_features",
     "tiny_cnn",
     "tiny_concat",
     "tiny_mobile",
+    "tiny_residual",
     "tiny_splits",
     "tiny_teacher",
+    "tiny_tokens",
+    "unbalanced",
 ]
 
 
@@ -108,6 +114,115 @@ def tiny_mobile(classes: int = 4, in_channels: int = 1, width: int = 8, groups: 
         *(nn.Conv2d(width, 2 * width, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
         nn.Linear(2 * width, classes),
     )
+
+
+class _Residual(nn.Module):
+    def __init__(self, classes: int, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.one, self.one_norm = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.two, self.two_norm = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        rest = (nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()) for _ in "rest")
+        self.rest, self.head = nn.Sequential(*rest), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem_norm(self.stem(x)))
+        x = self.rest(x + self.two_norm(self.two(F.relu(self.one_norm(self.one(x))))))
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))  # type: ignore[no-any-return]
+
+
+def tiny_residual(classes: int = 4, in_channels: int = 1, width: int = 8) -> nn.Module:
+    """A residual block and four plain convolutions."""
+    return _Residual(classes, in_channels, width)
+
+
+class _Tokens(nn.Module):
+    def __init__(self, classes: int, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(in_channels, width, 2, stride=2)
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.down(F.gelu(self.up(self.norm(x))))
+        return self.head(x.amax(1))  # type: ignore[no-any-return]
+
+
+def tiny_tokens(classes: int = 4, in_channels: int = 1, width: int = 16) -> nn.Module:
+    """Patches of 2x2 as tokens, through one transformer-like feed-forward block."""
+    return _Tokens(classes, in_channels, width)
+
+
+def heavy_tailed(teacher: Candidate, folder: Path, data: Splits, gain: float = 300.0) -> Candidate:
+    """A trained `tiny_cnn` with a unit that fires on one input in a hundred, up to `gain` times as strongly as others.
+
+    Min-max calibration keeps its few numbers, and has hardly a step left for the rest.
+    """
+    module = build(teacher).eval()
+    scale, bias, after, after_bias = (module.get_parameter(n) for n in ("1.weight", "1.bias", "4.weight", "4.bias"))
+    with torch.no_grad():
+        n = int((after.abs().sum((0, 2, 3)) * scale.abs()).argmin())  # the unit that is least missed
+        plain = nn.Sequential(*list(module.children())[:2])(torch.from_numpy(data.train.inputs(slice(0, 256))))
+        unit = (plain[:, n] - bias[n]) / scale[n]
+        quiet = unit.amax((1, 2)).quantile(0.99)
+        loud = gain * plain.max() / (unit.max() - quiet)
+        after_bias.add_(after[:, n].sum((1, 2)) * F.max_pool2d(plain[:, n].relu(), 2).mean())
+        after[:, n] *= scale[n].abs() / loud
+        scale[n], bias[n] = loud, -loud * quiet
+    return _changed(module, teacher, folder, data)
+
+
+def unbalanced(teacher: Candidate, folder: Path, data: Splits, spread: float = 30.0) -> Candidate:
+    """The same `tiny_mobile` with channels of very different width: each times a number between 1 / `spread` and
+    `spread` that the next convolution divides by. One scale for a whole weight is too coarse for the narrow ones."""
+    module = build(teacher).eval()
+    for norm, after in (("1", "3"), ("4", "6")):
+        factors = torch.logspace(-1, 1, len(module.get_parameter(f"{norm}.weight")), spread)
+        _widen(module, (norm,), (after,), factors)
+    return _changed(module, teacher, folder, data)
+
+
+def lopsided(teacher: Candidate, folder: Path, data: Splits, gain: float = 300.0) -> Candidate:
+    """The same `tiny_residual` with a quarter of the block's channels `gain` times as wide as the others.
+
+    They are so on all inputs: no range fits both. And a sum is no place where factors could move from one layer to the
+    next: only floats help.
+    """
+    module = build(teacher).eval()
+    _widen(module, ("stem_norm", "two_norm"), ("one", "rest.0.0"), _some_wide(module, "stem_norm", gain))
+    return _changed(module, teacher, folder, data)
+
+
+def outlier_features(teacher: Candidate, folder: Path, data: Splits, gain: float = 300.0) -> Candidate:
+    """The same `tiny_tokens` with a quarter of the layer norm's features `gain` times as wide as the others, as large
+    transformers have them (Dettmers et al., "LLM.int8()", NeurIPS 2022)."""
+    module = build(teacher).eval()
+    _widen(module, ("norm",), ("up",), _some_wide(module, "norm", gain))
+    return _changed(module, teacher, folder, data)
+
+
+def _some_wide(module: nn.Module, norm: str, gain: float) -> Tensor:
+    width = len(module.get_parameter(f"{norm}.weight"))
+    return torch.where(torch.arange(width) < width // 4, gain, 1.0)
+
+
+def _widen(module: nn.Module, norms: tuple[str, ...], readers: tuple[str, ...], factors: Tensor) -> None:
+    """Multiplies what norms give by a factor per channel, and divides the weights that read it."""
+    with torch.no_grad():
+        for name in (f"{norm}.{part}" for norm in norms for part in ("weight", "bias")):
+            module.get_parameter(name).mul_(factors)
+        for name in readers:
+            weight = module.get_parameter(f"{name}.weight")
+            shape = [-1, 1] if weight.shape[1] == 1 else [1, -1]  # depthwise or not
+            weight.div_(factors.view(*shape, *[1] * (weight.ndim - 2)))
+
+
+def _changed(module: nn.Module, teacher: Candidate, folder: Path, data: Splits) -> Candidate:
+    """The candidate with the module's weights, in a folder of its own."""
+    folder.mkdir(parents=True)
+    save_weights(module, folder / "changed.safetensors")
+    return teach(teacher.origin, folder / "changed.safetensors", None, context(folder / "taught", data))
 
 
 def context(folder: Path, data: Splits, **more: Any) -> Context:

@@ -1,4 +1,4 @@
-"""Networks to start from, built by name: "stages.zoo:seed_cnn", "stages.zoo:resnet"."""
+"""Networks to start from, built by name: "stages.zoo:seed_cnn", "stages.zoo:resnet", "stages.zoo:mobile"."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from targets.errors import InputError
 
-__all__ = ["ResNet", "SeedCNN", "resnet", "seed_cnn"]
+__all__ = ["MobileNet", "ResNet", "SeedCNN", "mobile", "resnet", "seed_cnn"]
 
 
 class SeedCNN(nn.Module):
@@ -134,3 +134,78 @@ def resnet(
     if width < 1:
         raise InputError(f"width {width} must be at least 1")
     return ResNet((depth - 2) // 6, classes, in_channels, shortcut, width)
+
+
+class InvertedBlock(nn.Module):
+    """Widens with a 1x1 convolution, looks around with a 3x3 one on each channel alone, narrows again without ReLU; and
+    a way around them where the shape stays."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = in_channels * expansion
+        self.widen = _conv(in_channels, inner, 1)
+        self.depthwise = _conv(inner, inner, 3, stride, groups=inner)
+        self.narrow = nn.Sequential(nn.Conv2d(inner, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+        self.around = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in, h, w) -> (batch, out, h / stride, w / stride)."""
+        y: Tensor = self.narrow(self.depthwise(self.widen(x)))
+        return x + y if self.around else y
+
+
+def _conv(in_channels: int, out_channels: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """Convolution, batch norm, ReLU6."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, size, stride, size // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU6(),
+    )
+
+
+class MobileNet(nn.Module):
+    """Stem, three stages of inverted residual blocks, a 1x1 convolution, global average pooling, one linear layer."""
+
+    def __init__(self, blocks: int, classes: int, in_channels: int, width: int, expansion: int) -> None:
+        super().__init__()
+        self.stem = _conv(in_channels, width, 3)
+        stages = []
+        before = width
+        for stage in range(3):
+            after = width * 2**stage
+            first = InvertedBlock(before, after, 1 if stage == 0 else 2, expansion)
+            rest = (InvertedBlock(after, after, 1, expansion) for _ in range(blocks - 1))
+            stages.append(nn.Sequential(first, *rest))
+            before = after
+        self.stages = nn.Sequential(*stages)
+        self.last = _conv(before, 4 * before, 1)
+        self.head = nn.Linear(4 * before, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, h, w) -> logits (batch, classes)."""
+        x = self.last(self.stages(self.stem(x)))
+        return self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))  # type: ignore[no-any-return]
+
+
+def mobile(blocks: int = 3, classes: int = 10, in_channels: int = 3, width: int = 16, expansion: int = 6) -> MobileNet:
+    """Depthwise-separable network (MobileNet: Howard et al. 2017, arXiv:1704.04861) of inverted residual blocks
+    (MobileNetV2: Sandler et al., CVPR 2018, arXiv:1801.04381), with the strides of networks for small images: it
+    halves them twice, not five times.
+
+    Args:
+        blocks: per stage, of three stages; each block has three layers with weights.
+        classes: number of logits.
+        in_channels: channels of the image; any height and width of at least 4.
+        width: channels of the first stage; the next two have twice and four times as many.
+        expansion: how many times wider a block is inside.
+
+    Raises:
+        InputError: an argument outside of what is said above.
+    """
+    for name, value in (("blocks", blocks), ("width", width), ("expansion", expansion)):
+        if value < 1:
+            raise InputError(f"{name} {value} must be at least 1")
+    return MobileNet(blocks, classes, in_channels, width, expansion)

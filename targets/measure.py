@@ -4,7 +4,8 @@ in `targets.samples`, and outputs into accuracy in `targets.accuracy`."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets import artifact, probe
-from targets.devices import Device
+from targets.devices import Device, Workspace
 from targets.devices.local import LocalDevice
 from targets.devices.ssh import SshDevice
 from targets.errors import Fault, InputError
@@ -21,7 +22,7 @@ from targets.samples import PERCENTILES, Measured, Samples, notes
 from targets.statistics import samples_needed
 from targets.target import Target
 
-__all__ = ["DEVICES", "check_runtime", "connect", "job_for", "measure", "outputs", "time_limit_s"]
+__all__ = ["DEVICES", "check_runtime", "connect", "job_for", "measure", "outputs", "race", "time_limit_s"]
 
 DEVICES: Mapping[str, Callable[[Target], Device]] = {"local": LocalDevice, "ssh": SshDevice}
 """By the scheme of `Target.device`."""
@@ -109,13 +110,7 @@ def measure(
     timeout_s = time_limit_s(target, len(models))
     device = connect(target) if device is None else device
     check_runtime(found.values(), device)
-    with device.open(say) as workspace, tempfile.TemporaryDirectory(prefix="attar-") as folder:
-        np.save(Path(folder) / "inputs.npy", sample)
-        workspace.put(Path(folder) / "inputs.npy", "inputs.npy")
-        jobs: dict[str, Any] = {}
-        for number, (name, path) in enumerate(models.items()):
-            workspace.put(path, f"model{number}.onnx")
-            jobs[name] = {"file": f"model{number}.onnx", "inputs": {found[name].inputs[0].name: "inputs.npy"}}
+    with _laid_out(device, models, found, sample, say) as (workspace, jobs):
         say(f"measuring {len(models)} models in turns on {target.name}, {job['meter']['samples']} latencies each")
         answer = workspace.run({**job, "tasks": tasks, "models": jobs}, timeout_s)
         memory: dict[str, list[float]] = {name: [] for name in models}
@@ -127,15 +122,80 @@ def measure(
             name: Samples.of(row, found[name].size_bytes, tuple(memory[name])) for name, row in answer["models"].items()
         }
         measured = Measured({"device": target.device, "target": target.name, **answer["environment"]}, got)
-        while (left_s := meter.max_seconds - _seconds(measured)) > 0.1 * meter.max_seconds and undecided(measured):
-            job = job | {"meter": job["meter"] | {"samples": 2 * job["meter"]["samples"], "max_seconds": left_s}}
-            say(f"not decided yet: {job['meter']['samples']} more latencies each")
-            answer = workspace.run({**job, "tasks": ["latency"], "models": jobs}, timeout_s)
-            got = {name: samples.more(answer["models"][name]) for name, samples in measured.models.items()}
-            after = answer["environment"].get("after", {})
-            measured = Measured({**measured.environment, "after": after}, got)
+        measured = _longer(measured, job, jobs, workspace, timeout_s, undecided, say)
     if told := notes(measured):
         measured.environment["notes"] = told
+    return measured
+
+
+def race(
+    target: Target,
+    models: Mapping[str, Path],
+    sample: NDArray[np.float32],
+    *,
+    operators: bool = False,
+    say: Callable[[str], None] = _silent,
+    device: Device | None = None,
+    undecided: Callable[[Measured], bool] = _decided,
+) -> Measured:
+    """Which of some models is the faster: their latencies in turns and nothing else, by the target's meter.
+
+    Args:
+        operators: whether to run them under the runtime's profiler too.
+        models, sample, say, device, undecided: as for `measure`.
+
+    Raises:
+        InputError: a file is no sound artifact, or does not take these inputs.
+        DeviceError: the device did not answer, or its runtime refused a model.
+    """
+    found = {name: _checked(path, sample, batch_one=True) for name, path in models.items()}
+    job, timeout_s = job_for(target), time_limit_s(target, len(models))
+    device = connect(target) if device is None else device
+    check_runtime(found.values(), device)
+    with _laid_out(device, models, found, sample, say) as (workspace, jobs):
+        tasks = ["latency"] + ["operators"] * operators
+        answer = workspace.run({**job, "tasks": tasks, "models": jobs}, timeout_s)
+        got = {name: Samples.of(row, found[name].size_bytes) for name, row in answer["models"].items()}
+        measured = Measured({"device": target.device, "target": target.name, **answer["environment"]}, got)
+        return _longer(measured, job, jobs, workspace, timeout_s, undecided, say)
+
+
+@contextmanager
+def _laid_out(
+    device: Device,
+    models: Mapping[str, Path],
+    found: Mapping[str, artifact.Artifact],
+    sample: NDArray[np.float32],
+    say: Callable[[str], None],
+) -> Iterator[tuple[Workspace, dict[str, Any]]]:
+    """A workspace that holds models and their inputs, and the job's "models"."""
+    with device.open(say) as workspace, tempfile.TemporaryDirectory(prefix="attar-") as folder:
+        np.save(Path(folder) / "inputs.npy", sample)
+        workspace.put(Path(folder) / "inputs.npy", "inputs.npy")
+        jobs: dict[str, Any] = {}
+        for number, (name, path) in enumerate(models.items()):
+            workspace.put(path, f"model{number}.onnx")
+            jobs[name] = {"file": f"model{number}.onnx", "inputs": {found[name].inputs[0].name: "inputs.npy"}}
+        yield workspace, jobs
+
+
+def _longer(
+    measured: Measured,
+    job: dict[str, Any],
+    jobs: Mapping[str, Any],
+    workspace: Workspace,
+    timeout_s: float,
+    undecided: Callable[[Measured], bool],
+    say: Callable[[str], None],
+) -> Measured:
+    """With more latencies, twice as many in each further round, while they decide nothing and there is time."""
+    max_seconds = job["meter"]["max_seconds"]
+    while (left_s := max_seconds - _seconds(measured)) > 0.1 * max_seconds and undecided(measured):
+        job = job | {"meter": job["meter"] | {"samples": 2 * job["meter"]["samples"], "max_seconds": left_s}}
+        say(f"not decided yet: {job['meter']['samples']} more latencies each")
+        answer = workspace.run({**job, "tasks": ["latency"], "models": jobs}, timeout_s)
+        got = {name: samples.more(answer["models"][name]) for name, samples in measured.models.items()}
+        measured = Measured({**measured.environment, "after": answer["environment"].get("after", {})}, got)
     return measured
 
 

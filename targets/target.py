@@ -7,6 +7,7 @@ A target is a YAML profile: the shipped ones are in `targets/profiles/`, a user'
 from __future__ import annotations
 
 import os
+import json
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -31,6 +32,7 @@ __all__ = [
     "facts",
     "load",
     "moved",
+    "only",
     "shipped",
 ]
 
@@ -213,8 +215,25 @@ def moved(target: Target, device: str) -> Target:
 
 
 def facts(target: Target, fields: Iterable[str]) -> dict[str, Any]:
-    """Plain JSON values of these fields of a target: what enters the key of a step that looks at them."""
-    return target.model_dump(mode="json", include=set(fields))
+    """Plain JSON values of these fields of a target: what enters the key of a step that looks at them.
+
+    Args:
+        fields: names, or "budget.size_mb" for one part of a field.
+    """
+    found: dict[str, Any] = {}
+    for name in fields:
+        whole, _, part = name.partition(".")
+        value = target.model_dump(mode="json", include={whole})[whole]
+        if part:
+            found.setdefault(whole, {})[part] = value[part]
+        else:
+            found[whole] = value
+    return found
+
+
+def only(target: Target, fields: Iterable[str]) -> Target:
+    """The target reduced to its name, for messages, and to these fields; see `facts`."""
+    return Target.model_validate_json(json.dumps({"name": target.name, **facts(target, fields)}))
 
 
 def _is_file(use: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
@@ -13,14 +14,14 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 from stages import graph
 from stages.graph import Floats
 from targets.errors import Fault, InputError, StageError, nearest
 from targets.target import Int8Rules
 
-__all__ = ["Ranges", "calibrate", "fold", "operators", "place"]
+__all__ = ["Method", "Ranges", "calibrate", "fold", "operators", "place"]
 
 Ranges = dict[str, tuple[float, float]]
 """Value name -> smallest and largest number that int8 must be able to show."""
@@ -70,8 +71,41 @@ def fold(model: ModelProto, scratch: Path) -> ModelProto:
         graph.session(model, options=options)
         folded = graph.read(path)
     graph.strip(folded)
+    _named(folded)
+    _beta_one(folded)
     folded.ir_version = min(folded.ir_version, model.ir_version)
     return onnx.shape_inference.infer_shapes(folded)
+
+
+def _named(model: ModelProto) -> None:
+    """Names the nodes that have none, in place: what has no name cannot be excluded by it."""
+    taken = {node.name for node in model.graph.node}
+    for node in model.graph.node:
+        if not node.name:
+            made = next(filter(None, node.output), "")
+            names = itertools.chain([made], (f"{made}_{i}" for i in itertools.count(1)))
+            node.name = next(name for name in names if name not in taken)
+            taken.add(node.name)
+
+
+def _beta_one(model: ModelProto) -> None:
+    """Multiplies constant biases of Gemm by its beta, in place: the quantizer drops beta and leaves the bias."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        beta = next((a for a in node.attribute if a.name == "beta"), None)
+        if (
+            node.op_type != "Gemm"
+            or beta is None
+            or beta.f == 1
+            or len(node.input) < 3
+            or node.input[2] not in constants
+        ):
+            continue
+        scaled = (numpy_helper.to_array(constants[node.input[2]]) * np.float32(beta.f)).astype(np.float32)
+        name = f"{node.name}_bias_times_beta"
+        model.graph.initializer.append(numpy_helper.from_array(scaled, name))
+        node.input[2] = name
+        beta.f = 1.0
 
 
 def calibrate(

@@ -80,12 +80,9 @@ def test_both_engines_make_like_networks(exported, digits, tmp_path, calibration
     assert np.abs(one - other).max() < 0.25 * np.abs(one).max()
     kinds = [[node.op_type for node in onnx.load(result.onnx).graph.node] for result in made.values()]
     assert kinds[0] == kinds[1]  # the same placement, so the same kernels
-    assert made["neural_compressor"].steps[-1].notes == (
-        "stayed float: 1 ReduceMean, 1 Reshape",
-        "neural-compressor: 9 of its 9 ranges matched by value name",
-        "min-max by onnxruntime for 6 values that it has no range for: batch_norm_2, batch_norm_4, batch_norm_7, "
-        "flatten, logits, relu_6",
-    )
+    notes = made["neural_compressor"].steps[-1].notes
+    assert "stayed float: 1 ReduceMean, 1 Reshape" in notes
+    assert any(note.startswith("neural-compressor: 9 of its 9 ranges matched by value name; min-max") for note in notes)
 
 
 def test_auto_is_onnxruntime(exported, digits, tmp_path):

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from stages.blocks import removable
 from stages.network import macs, parameters
-from stages.zoo import resnet, seed_cnn
+from stages.zoo import mobile, resnet, seed_cnn
 from targets.errors import InputError
 
 
@@ -60,3 +61,48 @@ def test_padded_shortcut_strides_and_fills_up_with_zeros():
 def test_resnet_says_what_is_wrong(arguments, said):
     with pytest.raises(InputError, match=said):
         resnet(**arguments)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_mobile_has_its_blocks(blocks):
+    net = mobile(blocks)
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convs) == 1 + 3 * 3 * blocks + 1
+    alone = [m for m in convs if m.groups == m.in_channels > 1]
+    assert len(alone) == 3 * blocks
+    assert all(m.kernel_size == (3, 3) and m.out_channels == m.in_channels for m in alone)
+    assert all(m.kernel_size == (1, 1) for m in convs[1:] if m.groups == 1)
+
+
+def test_mobile_has_the_size_that_its_arguments_say():
+    net = mobile(1, classes=7, in_channels=1, width=8, expansion=3)
+    first = 32 * 32 * (8 * 24 + 24 * 9 + 24 * 8)
+    second = 32 * 32 * 8 * 24 + 16 * 16 * (24 * 9 + 24 * 16)  # strides in the depthwise convolution
+    third = 16 * 16 * 16 * 48 + 8 * 8 * (48 * 9 + 48 * 32)
+    stem, last = 32 * 32 * 8 * 9, 8 * 8 * 32 * 128
+    assert macs(net, (1, 32, 32)) == stem + first + second + third + last + 128 * 7
+    weights = 8 * 9 + (24 * 9 + 2 * 8 * 24) + (24 * 9 + 24 * 24) + (48 * 9 + 48 * 48) + 32 * 128
+    norms = 2 * (8 + (24 + 24 + 8) + (24 + 24 + 16) + (48 + 48 + 32) + 128)
+    assert parameters(net) == weights + norms + 128 * 7 + 7
+
+
+def test_mobile_goes_around_blocks_that_keep_the_shape_and_narrows_without_relu():
+    net = mobile(2, width=4).eval()
+    x = torch.randn(2, 3, 16, 16)
+    assert removable(net, x) == ["stages.0.0", "stages.0.1", "stages.1.1", "stages.2.1"]
+    assert net.stages(net.stem(x)).min() < 0
+    y = net.last(net.stages(net.stem(x)) * 1000)
+    assert y.min() == 0
+    assert y.max() == 6
+
+
+@pytest.mark.parametrize("size", [4, 7, 28, 32])
+def test_mobile_takes_any_size(size):
+    net = mobile(1, classes=7, in_channels=1, width=5, expansion=2).eval()
+    assert net(torch.randn(2, 1, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("argument", ["blocks", "width", "expansion"])
+def test_mobile_says_what_is_wrong(argument):
+    with pytest.raises(InputError, match=f"{argument} 0 must be at least 1"):
+        mobile(**{argument: 0})

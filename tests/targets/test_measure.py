@@ -6,7 +6,7 @@ import pytest
 
 from targets.budget import Budget, judge
 from targets.errors import DeviceError, InputError
-from targets.measure import connect, measure, outputs
+from targets.measure import connect, measure, outputs, race
 from targets.samples import Measured, measurements
 from targets.target import Meter, Runtime, load
 from targets.testing import FakeDevice, tiny_onnx
@@ -203,6 +203,19 @@ def test_sampling_ends_when_the_time_is_spent(net, images):
     asked = [job["meter"]["max_seconds"] for job in device.jobs if "latency" in job["tasks"]]
     assert asked[:2] == [1.0, pytest.approx(1 - 0.120)]
     assert 0.9 <= sum(map(sum, found.models["a"].latency_ms)) / 1e3 < 2.1, "a round of 1 ms each, and not one more"
+
+
+def test_a_race_takes_latencies_alone(tmp_path, images):
+    models = {"slow": tiny_onnx(tmp_path / "a.onnx", width=16384), "fast": tiny_onnx(tmp_path / "b.onnx", width=8)}
+    device = FakeDevice()
+    found = race(TARGET, models, images, device=device, undecided=lambda measured: len(device.jobs) < 3)
+    assert [job["tasks"] for job in device.jobs] == [["latency"]] * 3
+    assert [job["meter"]["samples"] for job in device.jobs] == [120, 240, 480]
+    assert len(found.models["slow"].latency_ms) == 18, "six blocks a round"
+    real = race(TARGET, models, images, operators=True)
+    assert real.models["slow"].operators["nodes"]
+    assert real.environment["device"] == "local"
+    assert measurements(real, "fast", "slow")["speedup_p50"].low > 2
 
 
 def test_what_makes_numbers_doubtful_is_kept_with_them(net, images):

@@ -1,0 +1,150 @@
+"""What `int8.py` found, as Markdown: a table for each network, and a verdict for each goal."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from targets.accuracy import accuracy_drop
+from targets.measure import measure, outputs
+from targets.operator_rows import operators
+from targets.operators import node_counts
+from targets.samples import Measured, measurements, notes
+from targets.source_graph import read
+from targets.statistics import Interval, paired_ratio
+
+CONFIDENCE = 0.95
+RESIDUAL = ("resnet56", "resnet20")
+BOTH = ("attar: onnxruntime", "attar: neural_compressor")
+FASTER, ALIKE, SLOWER, WORSE = 2.5, 0.05, 0.05, 0.1
+"""Goals: times faster than float; both engines' p50 apart; p50 over the best peer's; points below the best peer."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row. `kind`: float, attar or peer; `seconds`: what making it took."""
+
+    kind: str
+    path: Path
+    seconds: float = 0.0
+
+
+@dataclass
+class Results:
+    """Of one network: its models by name, and why others failed. The rest is filled by `look`."""
+
+    models: dict[str, Model]
+    failed: dict[str, str] = field(default_factory=dict)
+    measured: Measured = field(default_factory=lambda: Measured({}, {}))
+    speedup: dict[str, Interval] = field(default_factory=dict)
+    accuracy: dict[str, float] = field(default_factory=dict)  # percent
+    lost: dict[str, Interval] = field(default_factory=dict)  # points, against float
+    ran: dict[str, Counter[str]] = field(default_factory=dict)  # operators by what they computed with
+    lies: dict[str, int | None] = field(default_factory=dict)  # int8 nodes of the file that ran in float
+
+    def named(self, kind: str) -> list[str]:
+        return [name for name, model in self.models.items() if model.kind == kind]
+
+    def ratio(self, over: str, under: str) -> Interval:
+        """p50 of one model over another's, paired by turns."""
+        latencies = (self.measured.models[name].latency_ms for name in (over, under))
+        return Interval(*paired_ratio(*latencies, CONFIDENCE))
+
+
+def look(results: Results, target, test, limit: int | None) -> None:
+    """Measures all models in turns, and runs them over the test split."""
+    paths = {name: model.path for name, model in results.models.items()}
+    results.measured = measured = measure(target, paths, test.inputs(slice(0, 64)))
+    answers = outputs(target, paths, (x for x, _ in test.batches(64, limit)))
+    labels = test.labels[:limit]
+    for name, path in paths.items():
+        samples = measured.models[name]
+        speed = measurements(measured, name, "float", CONFIDENCE)["speedup_p50"]
+        lost = accuracy_drop(answers["float"], answers[name], labels, CONFIDENCE)
+        counts = node_counts(path, target.runtime.provider, samples.operators, samples.assignment)
+        ran = operators(read(path), samples.operators, CONFIDENCE) if samples.operators else ()
+        results.ran[name] = Counter(operator.precision for operator in ran)
+        results.speedup[name] = Interval(speed.value, speed.low, speed.high)
+        results.lost[name] = Interval(lost.value, lost.low, lost.high)
+        results.accuracy[name] = 100 * float(np.mean(answers[name].argmax(1) == labels))
+        results.lies[name] = counts["float_int8_nodes"]
+
+
+def table(net: str, results: Results) -> None:
+    """Prints what was found of one network."""
+    print(f"\n### {net}\n")
+    print(
+        "| model | p50: times faster than float | accuracy % | points lost | kB | ran in int8 / float / between | ",
+        end="",
+    )
+    print("int8 nodes that ran in float | made in s |\n|---|---:|---:|---:|---:|---:|---:|---:|")
+    for name, model in results.models.items():
+        ran, lies = results.ran[name], results.lies[name]
+        cells = (
+            name,
+            show(results.speedup[name]),
+            f"{results.accuracy[name]:.2f}",
+            show(results.lost[name], "+.2f"),
+            f"{model.path.stat().st_size / 1e3:.0f}",
+            f"{ran['int8']} / {ran['float32']} / {ran.total() - ran['int8'] - ran['float32']}",
+            "unknown" if lies is None else str(lies),
+            f"{model.seconds:.0f}",
+        )
+        print("| " + " | ".join(cells) + " |")
+    for name, why in results.failed.items():
+        print(f"\n{name} failed: {why}")
+    for note in notes(results.measured):
+        about_one = note.startswith(tuple(f"{name}:" for name in results.models))
+        print(f"\n{note}", file=sys.stderr if about_one else sys.stdout)
+
+
+def show(interval: Interval, form: str = ".2f") -> str:
+    """A number with its interval."""
+    return f"{interval.value:{form}} ({interval.low:{form}} to {interval.high:{form}})"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What was wanted, what it is, and whether that will do. `must`: a miss fails the benchmark."""
+
+    what: str
+    found: str
+    held: bool
+    must: bool = False
+
+
+def goals(net: str, results: Results) -> Iterator[Goal]:
+    """The goals that a network is held to. Judged by value; intervals are shown."""
+    mine, peers = results.named("attar"), results.named("peer")
+    for name, why in results.failed.items():
+        if name.startswith("attar"):
+            yield Goal(f"{name} gives a model", why, False, must=True)
+    if net in RESIDUAL:
+        for name in mine:
+            speed = results.speedup[name]
+            yield Goal(f"{name} at least {FASTER:g} times faster than float", show(speed), speed.value >= FASTER, True)
+        if set(BOTH) <= set(mine):
+            apart = results.ratio(*BOTH)
+            held = 1 / (1 + ALIKE) <= apart.value <= 1 + ALIKE
+            yield Goal(f"both engines within {ALIKE:.0%} of each other", show(apart, ".3f"), held, True)
+    if peers:
+        fastest = max(peers, key=lambda name: results.speedup[name].value)
+        best = max(peers, key=lambda name: results.accuracy[name])
+        for name in mine:
+            slower, below = results.ratio(name, fastest), results.accuracy[best] - results.accuracy[name]
+            what = f"{name} at most {SLOWER:.0%} slower than the fastest peer ({fastest})"
+            yield Goal(what, show(slower, ".3f"), slower.value <= 1 + SLOWER)
+            what = f"{name} at most {WORSE:g} points below the most accurate peer ({best})"
+            yield Goal(what, f"{below:+.2f}", below <= WORSE + 1e-9)
+
+
+def verdicts(found: dict[str, Results]) -> int:
+    """Prints the goals; gives the exit code."""
+    print("\n### Goals\n\n| network | goal | found | |\n|---|---|---:|---|")
+    judged = [(net, goal) for net, results in found.items() for goal in goals(net, results)]
+    for net, goal in judged:
+        print(f"| {net} | {goal.what} | {goal.found} | {'held' if goal.held else '**missed**'} |")
+    return int(any(goal.must and not goal.held for _, goal in judged))
