@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from targets.devices.stream import NO_ROOM, Keeper, LostError, last_words, starter, take_lease, work
+from targets.devices.stream import Keeper, LostError, last_words, starter, take_lease, work
 from targets.errors import DeviceError
 from targets.probe.cache import CacheError, plain
 from targets.target import Connection, Target
@@ -101,8 +101,6 @@ def _plain(name: str) -> str:
 def _explain(python: str, words: str, why: str) -> DeviceError:
     if "attar needs Python" in words:
         return DeviceError(f"{words.strip()} ({python})")
-    if "No space left on device" in words:
-        return DeviceError(f"this machine {NO_ROOM}")
     return DeviceError(f"{python} did not start the probe: {why}{last_words(words)}")
 
 
