@@ -114,6 +114,8 @@ def revalidate(
     found = measured_rows(measured, ours, confidence)["artifact"] | found
     counts, told = look(model, ours, measured.models["artifact"], found)
     found |= counts
+    if "speedup_p50" not in found and ours.budget.speedup_p50 is not None:
+        told = [*told, "the speedup is taken beside the float model, in turns: give that with --against"]
     if other:
         say(f"{other}: what depends on the hardware is an estimate here, and meets no limit")
         found = as_estimates(found, other)
@@ -150,6 +152,8 @@ def _manifest(folder: Path) -> _Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
+        if where:  # a manifest, and not of this form
+            help = "another version of attar made it: run its recipe again with this one (`attar run`)"
         raise InputError(
             Fault(f"is no manifest that this attar reads: {first['msg']}", where, str(path), help=help)
         ) from None

@@ -32,7 +32,7 @@ class Value:
 
     Attributes:
         shape: batch first; a number where it is fixed, a name where it is not, "?" where it has none.
-        dtype: as numpy calls it: "float32".
+        dtype: as numpy calls it: "float32"; "string"; of what is no tensor its kind: "sequence".
     """
 
     name: str
@@ -86,7 +86,7 @@ def load(path: Path, *, batched: bool = True) -> Artifact:
         onnx.checker.check_model(data)
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise _fault(path, f"is no valid ONNX model: {first}", _what_it_is(data)) from None
+        raise _fault(path, f"is no valid ONNX model: {first}", _advice(data, first)) from None
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(_value(v) for v in model.graph.input if v.name not in constants)
     outputs = tuple(_value(v) for v in model.graph.output)
@@ -140,7 +140,18 @@ def _no_links(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
-def _what_it_is(data: bytes) -> str:
+_ADVICE = (
+    ("ir_version", "export it with an older IR version, or update the package onnx here"),
+    ("No Op registered", "correct the name; a custom operator needs a domain of its own among the opset imports"),
+    ("No opset import", "add the domain, with its version, to the model's opset imports"),
+    ("Field 'shape'", "give every input and output a shape; a name may stand for a size that is open"),
+)
+"""What the checker's complaint calls for, by words in it."""
+
+
+def _advice(data: bytes, complaint: str) -> str:
+    if found := next((help for words, help in _ADVICE if words in complaint), ""):
+        return found
     if data.startswith((b"PK\x03\x04", b"\x80")):
         return "this looks like a torch checkpoint or a pickle: export it to ONNX first"
     return "the file is damaged, or something else under this name: export it again"
@@ -160,10 +171,17 @@ def _outside(message: Any) -> Iterator[str]:
 
 
 def _value(info: ValueInfoProto) -> Value:
+    from onnx import TensorProto
     from onnx.helper import tensor_dtype_to_np_dtype
 
     tensor = info.type.tensor_type
     shape = tuple(
-        d.dim_value if d.HasField("dim_value") else d.dim_param if d.dim_param else "?" for d in tensor.shape.dim
+        # Some exporters write -1 for a size that is open; onnxruntime takes it for one, too.
+        d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else d.dim_param or "?"
+        for d in tensor.shape.dim
     )
-    return Value(info.name, shape, str(tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else "unknown")
+    kind = info.type.WhichOneof("value") or "unknown"
+    if kind != "tensor_type" or not tensor.elem_type:
+        return Value(info.name, shape, "unknown" if kind == "tensor_type" else kind.removesuffix("_type"))
+    string = tensor.elem_type == TensorProto.STRING  # numpy would say "object"
+    return Value(info.name, shape, "string" if string else str(tensor_dtype_to_np_dtype(tensor.elem_type)))

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from targets.errors import InputError
-from targets.hardware import VNNI, ceilings, int8_rules, plain
+from targets.hardware import DOCUMENTED, VNNI, ceilings, int8_rules, plain
 from targets.measure import connect
 from targets.target import Connection, Target, load, unlike
 
@@ -31,6 +31,9 @@ _BY_MODEL = (
     (r"Raspberry Pi (4|400|Compute Module 4)\b|0xd08\b", "cortex_a72"),
     (r"Raspberry Pi (5|500|Compute Module 5)\b|0xd0b\b", "cortex_a76"),
 )
+
+
+_EXAMPLES = {"--device": "for example ssh://pi@raspberrypi.local", "--name": "for example pi4"}
 
 
 def machine(device: str, name: str = "", python: str = "") -> tuple[Target, dict[str, Any]]:
@@ -55,7 +58,8 @@ def machine(device: str, name: str = "", python: str = "") -> tuple[Target, dict
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
         option = f"--{wrong['loc'][0]}"
-        raise InputError(f"{option}: {wrong['msg'].removeprefix('Value error, ')}") from None
+        what = wrong["msg"].removeprefix("Value error, ")
+        raise InputError(f"{option}: {what}", help=_EXAMPLES.get(option, "")) from None
     return target, dict(connect(target).identity())
 
 
@@ -139,12 +143,16 @@ def _reach(target: Target) -> Iterator[str]:
 
 def _ceilings(found: Mapping[str, Any]) -> Iterator[str]:
     runtime, near = str(found.get("onnxruntime", "")), nearest_profile(found)
-    if not re.match(r"[0-9]+\.[0-9]+", runtime):
+    if not (parts := re.match(r"([0-9]{1,4})\.([0-9]{1,4})", runtime)):
         return
     opset, ir_version = ceilings(runtime)
     if near:
         opset, ir_version = min(opset, load(near).opset), min(ir_version, load(near).ir_version)
-    yield f"# What onnxruntime {_said(runtime)} is documented to take:"
+    if (int(parts[1]), int(parts[2])) > DOCUMENTED:
+        last = ".".join(map(str, DOCUMENTED))
+        yield f"# What onnxruntime {last} takes, the last that is documented; {_said(runtime)} takes at least as much:"
+    else:
+        yield f"# What onnxruntime {_said(runtime)} is documented to take:"
     yield f"opset: {opset}"
     yield f"ir_version: {ir_version}"
 

@@ -12,7 +12,7 @@ from typing import Any
 from targets.errors import InputError
 from targets.probe import machine as this_machine
 
-__all__ = ["PROVIDERS", "VNNI", "beyond", "ceilings", "int8_rules", "plain", "power_w", "this"]
+__all__ = ["DOCUMENTED", "PROVIDERS", "VNNI", "beyond", "ceilings", "int8_rules", "plain", "power_w", "this"]
 
 VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
 
@@ -64,7 +64,7 @@ def int8_rules(machine: str, flags: Iterable[str]) -> dict[str, Any]:
 
 # onnxruntime version -> opset and IR version: https://onnxruntime.ai/docs/reference/compatibility.html#onnx-opset-support
 # The page ends at 1.20. Newer versions take at least what older ones took (same page, "Backwards compatibility").
-_DOCUMENTED = (1, 20)
+DOCUMENTED = (1, 20)
 _CEILINGS = {(1, 14): (18, 8), (1, 15): (19, 8), (1, 16): (19, 9), (1, 17): (20, 9), (1, 18): (21, 10)}
 
 
@@ -80,7 +80,7 @@ def beyond(onnxruntime: str, opset: int, ir_version: int) -> tuple[str, int, int
     """What a version of onnxruntime is known not to take: ("opset" or "IR version", what was asked, the most that is
     documented). None where it takes it, or where the documented table ends: newer versions tell themselves."""
     parts = re.match(r"([0-9]{1,4})\.([0-9]{1,4})", onnxruntime)
-    if not parts or (int(parts[1]), int(parts[2])) > _DOCUMENTED:
+    if not parts or (int(parts[1]), int(parts[2])) > DOCUMENTED:
         return None
     most = ceilings(onnxruntime)
     asked = zip(("opset", "IR version"), (opset, ir_version), most, strict=True)

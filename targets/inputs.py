@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from targets.artifact import Artifact, Value
 from targets.errors import Fault, InputError, nearest
 
-__all__ = ["Given", "Inputs", "given", "made", "names_known", "shown"]
+__all__ = ["Given", "Inputs", "given", "made", "names_known", "open_axes", "shown"]
 
 Given = Mapping[str, "tuple[int, ...] | NDArray[Any]"]
 """What is known of inputs beforehand, by name: the whole shape, or the array itself."""
@@ -39,14 +39,17 @@ def given(texts: Iterable[str]) -> dict[str, tuple[int, ...] | NDArray[Any]]:
     for text in texts:
         name, _, value = text.rpartition("=")
         told: tuple[int, ...] | NDArray[Any] | str
+        help = "a shape is numbers with an x between them"
         if not name or not value:
             told = "must look like NAME=1x3x224x224 or NAME=FILE.npy"
         elif name in found:
-            told = f"gives {name!r} a second time"
+            told, help = f"gives {name!r} a second time", "give each input once"
+        elif value.endswith(".npy"):
+            told, help = _array(Path(value)), "write the file with numpy.save(FILE, array)"
         else:
-            told = _array(Path(value)) if value.endswith(".npy") else _shape(value)
+            told = _shape(value)
         if isinstance(told, str):
-            faults.append(Fault(f"{text!r} {told}", "--input", help="a shape is numbers with an x between them"))
+            faults.append(Fault(f"{text!r} {told}", "--input", help=help))
         else:
             found[name] = told
     if faults:
@@ -130,6 +133,26 @@ def names_known(models: Iterable[Artifact], known: Given) -> None:
         )
 
 
+def open_axes(model: Artifact, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The sizes of all axes that a model's inputs leave open, by their names.
+
+    Args:
+        shapes: of what each input is fed with.
+
+    Raises:
+        InputError: an axis is open and has no name, or one name would stand for two sizes.
+    """
+    sizes: dict[str, int] = {}
+    for value in model.inputs:
+        for axis, size in zip(value.shape, shapes[value.name], strict=True):
+            if isinstance(axis, str) and (axis == "?" or sizes.setdefault(axis, size) != size):
+                what = (
+                    f"input {value.name!r} of shape {shown(value.shape)} cannot be fixed at {shown(shapes[value.name])}"
+                )
+                raise InputError(Fault(what, file=str(model.path), help="export it with axes that are fixed, or named"))
+    return sizes
+
+
 def _misfit(model: Artifact, value: Value, shape: tuple[int, ...], batch: int | None) -> Fault | None:
     fits = len(shape) == len(value.shape) and all(
         isinstance(axis, str) or axis == size for axis, size in zip(value.shape, shape, strict=True)
@@ -156,7 +179,7 @@ def _filled(
         return InputError(Fault(f"input {value.name!r} {what}", file=str(model.path), help=help))
 
     if value.dtype not in (*_FLOATS, *_INTS, "bool"):
-        raise fault(f"is {value.dtype}", f"numbers can be fed: {', '.join((*_FLOATS, *_INTS, 'bool'))}")
+        raise fault(f"is of the type {value.dtype}", f"numbers can be fed: {', '.join((*_FLOATS, *_INTS, 'bool'))}")
     open_first = bool(value.shape) and isinstance(value.shape[0], str)
     if isinstance(told, np.ndarray):
         if told.dtype != value.dtype:
@@ -168,6 +191,9 @@ def _filled(
     if told is not None:
         shape = list(told)
     else:
+        if 0 in value.shape:
+            what = f"has the shape {shown(value.shape)}: there would be nothing to compute"
+            raise fault(what, "export it with an open size in place of the 0")
         first = 1 if batch is None else batch
         known = [
             axis if isinstance(axis, int) else first if i == 0 and axis not in sizes else sizes.get(axis)

@@ -18,6 +18,7 @@ from targets.devices.local import LocalDevice
 from targets.devices.ssh import SshDevice
 from targets.errors import Fault, InputError
 from targets.hardware import beyond
+from targets.inputs import open_axes
 from targets.samples import PERCENTILES, Measured, Samples, notes
 from targets.statistics import samples_needed
 from targets.target import Target
@@ -110,8 +111,9 @@ def measure(
     timeout_s = time_limit_s(target, len(models))
     device = connect(target) if device is None else device
     check_runtime(found.values(), device)
-    with _laid_out(device, models, found, sample, say) as (workspace, jobs):
-        say(f"measuring {len(models)} models in turns on {target.name}, {job['meter']['samples']} latencies each")
+    with _laid_out(target, device, models, found, sample, say) as (workspace, jobs):
+        what = "1 model" if len(models) == 1 else f"{len(models)} models in turns"
+        say(f"measuring {what} on {target.name}, {job['meter']['samples']} latencies each")
         answer = workspace.run({**job, "tasks": tasks, "models": jobs}, timeout_s)
         memory: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(_MEMORY_RUNS):
@@ -152,7 +154,7 @@ def race(
     job, timeout_s = job_for(target), time_limit_s(target, len(models))
     device = connect(target) if device is None else device
     check_runtime(found.values(), device)
-    with _laid_out(device, models, found, sample, say) as (workspace, jobs):
+    with _laid_out(target, device, models, found, sample, say) as (workspace, jobs):
         tasks = ["latency"] + ["operators"] * operators
         answer = workspace.run({**job, "tasks": tasks, "models": jobs}, timeout_s)
         got = {name: Samples.of(row, found[name].size_bytes) for name, row in answer["models"].items()}
@@ -162,6 +164,7 @@ def race(
 
 @contextmanager
 def _laid_out(
+    target: Target,
     device: Device,
     models: Mapping[str, Path],
     found: Mapping[str, artifact.Artifact],
@@ -175,7 +178,7 @@ def _laid_out(
         jobs: dict[str, Any] = {}
         for number, (name, path) in enumerate(models.items()):
             workspace.put(path, f"model{number}.onnx")
-            jobs[name] = {"file": f"model{number}.onnx", "inputs": {found[name].inputs[0].name: "inputs.npy"}}
+            jobs[name] = _job_of(target, found[name], f"model{number}.onnx", sample.shape)
         yield workspace, jobs
 
 
@@ -229,33 +232,39 @@ def outputs(
     answers: dict[str, NDArray[np.float32]] = {}
     with tempfile.TemporaryDirectory(prefix="attar-") as folder:
         file, batches = Path(folder) / "inputs.npy", [inputs] if isinstance(inputs, np.ndarray) else inputs
-        n, names = _write_batches(file, models, batches)
+        shape, found = _write_batches(file, models, batches)
         with device.open(say) as workspace:
             workspace.put(file, "inputs.npy")
             for name, path in models.items():
                 workspace.put(path, "model.onnx")
-                one = {"file": "model.onnx", "inputs": {names[name]: "inputs.npy"}}
+                one = _job_of(target, found[name], "model.onnx", shape)
                 job = {**job_for(target), "batch": 64, "tasks": ["outputs"], "models": {name: one}}
-                answer = workspace.run(job, _START_S + n)
+                answer = workspace.run(job, _START_S + shape[0])
                 answers[name] = np.load(workspace.get(answer["models"][name]["outputs"]), allow_pickle=False)
-    for name, found in answers.items():
-        if found.ndim != 2:
-            raise _fault(models[name], f"gives outputs of shape {found.shape}", "a classifier gives (batch, classes)")
+    for name, got in answers.items():
+        if got.ndim != 2:
+            raise _fault(models[name], f"gives outputs of shape {got.shape}", "a classifier gives (batch, classes)")
     return answers
+
+
+def _job_of(target: Target, model: artifact.Artifact, file: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The job's entry for a model of one input that is fed with examples from inputs.npy, which has this shape."""
+    name = model.inputs[0].name
+    axes = open_axes(model, {name: (1, *shape[1:])}) if target.runtime.fixed_shapes else {}
+    return {"file": file, "inputs": {name: "inputs.npy"}, "axes": axes}
 
 
 def _write_batches(
     path: Path, models: Mapping[str, Path], batches: Iterable[NDArray[np.float32]]
-) -> tuple[int, dict[str, str]]:
-    """One .npy file from many batches; gives the number of inputs, and what each model calls them. Only one batch is in
-    memory."""
+) -> tuple[tuple[int, ...], dict[str, artifact.Artifact]]:
+    """One .npy file from many batches; gives its shape, and the models. Only one batch is in memory."""
     shape: tuple[int, ...] = ()
-    names: dict[str, str] = {}
+    found: dict[str, artifact.Artifact] = {}
     n = 0
     with path.open("wb") as file:
         for batch in batches:
             if not shape:
-                names = {name: _checked(model, batch).inputs[0].name for name, model in models.items()}
+                found = {name: _checked(model, batch) for name, model in models.items()}
                 shape = batch.shape[1:]
                 _header(file, n, shape)
             elif batch.shape[1:] != shape:
@@ -266,7 +275,7 @@ def _write_batches(
             raise InputError("there are no inputs to run the model on", help="give at least one example")
         file.seek(0)
         _header(file, n, shape)  # numpy leaves room for the first axis to grow
-    return n, names
+    return (n, *shape), found
 
 
 def _header(file: Any, n: int, shape: tuple[int, ...]) -> None:

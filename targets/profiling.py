@@ -19,7 +19,7 @@ from targets import artifact
 from targets.artifact import Artifact
 from targets.devices import Device, Workspace
 from targets.errors import Fault, InputError
-from targets.inputs import Given, Inputs, made, names_known, shown
+from targets.inputs import Given, Inputs, made, names_known, open_axes, shown
 from targets.measure import check_runtime, connect, job_for, time_limit_s
 from targets.samples import Measured, Samples
 from targets.target import Target
@@ -28,6 +28,7 @@ __all__ = ["DEFAULT_SECONDS", "Profiled", "Sweep", "profile"]
 
 DEFAULT_SECONDS = 4.0
 _SAMPLES = 3000  # latencies of a model that is fast enough: plenty for p99
+_MOST_SAMPLES = 100_000  # with more seconds than usual, as many more: what a report can still carry
 _SWEEP_SAMPLES = 300
 _WARMUP_S = 0.1  # the probe goes on, up to ten times as long, until times have settled
 _ENERGY_S = 1.0  # for each model: enough for three windows of a counter
@@ -90,7 +91,8 @@ def profile(
         known: shapes or arrays of inputs; see `targets.inputs`.
         batches: sizes of a first axis that the models leave open; empty: 1, or what `known` says.
         threads: for one inference; empty: the target's.
-        seconds: of measuring latencies, over all models; each further setting of a sweep gets a quarter of it.
+        seconds: of measuring latencies, over all models; each further setting of a sweep gets a quarter of it. With
+            more than the default, more latencies are taken.
         say: tells a person one sentence.
         device: instead of the target's own; for tests, or to keep one that is connected already.
 
@@ -110,9 +112,10 @@ def profile(
     feeds = {size: {name: made(model, known, size) for name, model in found.items()} for size in sizes}
     device = connect(target) if device is None else device
     check_runtime(found.values(), device)
-    base = _tuned(target, counts[0], seconds / len(models), _SAMPLES)
+    samples = min(_MOST_SAMPLES, max(_SAMPLES, round(_SAMPLES * seconds / DEFAULT_SECONDS)))
+    base = _tuned(target, counts[0], seconds / len(models), samples)
     with device.open(say) as workspace, tempfile.TemporaryDirectory(prefix="attar-") as folder:
-        bench = _Bench(workspace, Path(folder), found)
+        bench = _Bench(workspace, Path(folder), found, target.runtime.fixed_shapes)
         jobs = bench.jobs(feeds[sizes[0]])
         say(f"measuring {_named(list(models))} on {target.name}")
         measured = _base(base, bench, jobs)
@@ -136,8 +139,8 @@ def profile(
 class _Bench:
     """Models and arrays in a workspace; each is put there once."""
 
-    def __init__(self, workspace: Workspace, folder: Path, models: Mapping[str, Artifact]) -> None:
-        self.workspace, self.folder, self.models = workspace, folder, models
+    def __init__(self, workspace: Workspace, folder: Path, models: Mapping[str, Artifact], fixed: bool) -> None:
+        self.workspace, self.folder, self.models, self._fixed = workspace, folder, models, fixed
         self.files: dict[str, str] = {}
         self._arrays: dict[tuple[str, str, tuple[int, ...]], str] = {}
         for number, (name, model) in enumerate(models.items()):
@@ -151,9 +154,14 @@ class _Bench:
                 "file": self.files[name],
                 "inputs": {value: self._file(value, array) for value, array in arrays.items()},
                 "whole": True,
+                "axes": self._axes(name, arrays),
             }
             for name, arrays in feeds.items()
         }
+
+    def _axes(self, name: str, arrays: Inputs) -> dict[str, int]:
+        shapes = {value: array.shape for value, array in arrays.items()}
+        return open_axes(self.models[name], shapes) if self._fixed else {}
 
     def _file(self, value: str, array: NDArray[Any]) -> str:
         """Models that call an input alike, with one type and shape, are fed the same numbers."""

@@ -82,6 +82,9 @@ class Runtime(Frozen):
     fallback: tuple[Provider, ...] = Field(
         (), description="providers that may take, in this order, what the first does not; the CPU is always the last"
     )
+    fixed_shapes: bool = Field(
+        False, description="fix every open axis at the size it is fed with, the batch at 1: where shapes must be known"
+    )
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="threads for one inference")
 
 
@@ -301,7 +304,7 @@ def _over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(runtime, dict) and isinstance(mine, dict):
         provider = runtime.get("provider", Runtime().provider)
         if mine.get("provider", provider) != provider:
-            kept = {key: value for key, value in runtime.items() if key not in ("options", "fallback")}
+            kept = {k: v for k, v in runtime.items() if k not in ("options", "fallback", "fixed_shapes")}
             under = {**under, "runtime": kept}
     return _merged(under, over)
 

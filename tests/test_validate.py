@@ -79,7 +79,9 @@ def test_an_artifact_slower_than_the_float_model_is_caught(ran, artifact, tmp_pa
 
 def test_without_the_float_model_a_limit_on_speedup_is_open(ran, artifact):
     change_manifest(artifact, lambda m: m["target"]["budget"].update(speedup_p50=1.0))
-    assert attar("validate", artifact, cwd=ran).returncode == 4
+    done = attar("validate", artifact, cwd=ran)
+    assert done.returncode == 4
+    assert "give that with --against" in " ".join(done.stderr.split())
 
 
 def test_another_target_is_judged_by_the_same_budget(ran, artifact):
@@ -97,7 +99,10 @@ def test_another_target_is_judged_by_the_same_budget(ran, artifact):
             lambda f: (f / "manifest.json").unlink(),
             "manifest.json: no such file\n   help: give the folder of an artifact",
         ),
-        (lambda f: (f / "manifest.json").write_text("{}"), "is no manifest that this attar reads: Field required"),
+        (
+            lambda f: (f / "manifest.json").write_text("{}"),
+            "is no manifest that this attar reads: Field required\n   help: another version",
+        ),
         (lambda f: (f / "model.onnx").write_bytes(b"other"), "model.onnx: is not the file that the manifest names"),
         (lambda f: (f / "model.onnx").unlink(), "model.onnx: is missing"),
         (lambda f: (f / "reference.npz").write_bytes(b"other"), "reference.npz: is not the file that the manifest"),

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import typer
@@ -36,6 +37,9 @@ app.add_typer(stages_app, name="stages", invoke_without_command=True)
 
 def main() -> None:
     """Entry point: runs a command and turns every way it can end into an exit code."""
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C does: temporary files go, and what was finished is kept
+        if (number := getattr(signal, name, None)) and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     sys.exit(_guarded(sys.argv[1:]))
 
 

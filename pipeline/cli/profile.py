@@ -42,8 +42,7 @@ def profile(
     from pipeline.profile import target_for
     from pipeline.report.profile_terminal import render
 
-    for path in filter(None, (csv, html)):
-        _can_write(path)
+    _can_write([path for path in (csv, html) if path is not None], [model, *(against or ())])
     found = measure(
         model,
         target_for(target, device),
@@ -72,8 +71,19 @@ def _write(found: Profile, csv: Path | None, html: Path | None) -> None:
         html.write_text(render(found), encoding="utf-8")
 
 
-def _can_write(path: Path) -> None:
+def _can_write(paths: list[Path], models: list[Path]) -> None:
     """Before measuring, not after."""
+    from targets.errors import InputError
+
+    taken = {path.resolve(): "a model that is measured" for path in models}
+    for path in paths:
+        _is_writable(path)
+        if found := taken.get(path.resolve()):
+            raise InputError(f"{path} is {found}, and would be overwritten", help="give the path of another file")
+        taken[path.resolve()] = "written twice"
+
+
+def _is_writable(path: Path) -> None:
     from targets.errors import InputError
 
     if path.is_dir() or not path.absolute().parent.is_dir():

@@ -53,5 +53,7 @@ def console(stdout: bool = False) -> Console:
 
 
 def tell(text: str) -> None:
-    """One message to a person, on standard error."""
-    typer.echo(text, err=True)
+    """One message to a person, on standard error; names in files and devices' words may hold anything."""
+    from pipeline.report.words import visible
+
+    typer.echo(visible(text), err=True)

@@ -8,7 +8,19 @@ from pipeline.report import words
 from pipeline.report.model import Number
 from pipeline.report.profile_model import ModelRow, OperatorRow, Profile
 
-__all__ = ["METRICS", "answer", "compared", "counted", "interval_name", "measured", "named", "placed", "times", "top"]
+__all__ = [
+    "METRICS",
+    "answer",
+    "called",
+    "compared",
+    "counted",
+    "interval_name",
+    "measured",
+    "named",
+    "placed",
+    "times",
+    "top",
+]
 
 METRICS = (
     "latency_p50_ms",
@@ -21,6 +33,9 @@ METRICS = (
     "energy_mj",
     "size_mb",
 )
+
+
+_NAMELESS = "(without a name)"
 
 
 def interval_name(found: Profile) -> str:
@@ -49,6 +64,8 @@ def measured(model: ModelRow) -> list[tuple[str, str, str, str]]:
             digits = words.places(got.value, got.low, got.high)
             value = words.quantity(metric, got.value, digits)
             interval = words.span(got.low, got.high, digits)
+            if not interval and got.samples > 1:  # the clock's own step is as wide
+                interval = " to ".join([words.number(got.value, digits)] * 2)
             rows.append((words.label(metric), value, interval, _behind(metric, got)))
         elif metric in model.missing:
             rows.append((words.label(metric), "-", "", model.missing[metric]))
@@ -92,12 +109,14 @@ def placed(model: ModelRow) -> str:
     if not model.placement:
         return "what ran where is not known"
     count, nodes = sum(model.placement.values()), sum((model.assignment or {}).values())
-    fused = f" ({nodes:,} nodes before fusion)" if nodes else ""
+    fused = f" ({words.plural(nodes, 'node')} before fusion)" if nodes else ""
     if len(model.placement) == 1:
         return f"{words.plural(count, 'operator')}{fused}, all on {next(iter(model.placement))}"
     parts = (model.placement, model.assignment or {})
     ran, was = (", ".join(f"{n:,} on {name}" for name, n in part.items()) for part in parts)
-    return f"{words.plural(count, 'operator')}: {ran}" + (f"; {nodes:,} nodes before fusion: {was}" if was else "")
+    return f"{words.plural(count, 'operator')}: {ran}" + (
+        f"; {words.plural(nodes, 'node')} before fusion: {was}" if was else ""
+    )
 
 
 def times(model: ModelRow) -> str:
@@ -123,8 +142,13 @@ def top(model: ModelRow, count: int) -> tuple[list[OperatorRow], str]:
     return shown, f"{len(rest):,} more, {words.share(sum(op.share for op in rest))} of the time"
 
 
+def called(op: OperatorRow) -> str:
+    """An operator as the file calls it, else as the runtime does."""
+    return op.node or op.name or _NAMELESS
+
+
 def named(nodes: Iterable[str], most: int = 4) -> str:
     """ "a, b, c and 5 more"."""
-    names = [words.clean(name) or "(without a name)" for name in nodes]
+    names = [words.clean(name) or _NAMELESS for name in nodes]
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

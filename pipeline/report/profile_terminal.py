@@ -88,7 +88,7 @@ def _operators(model: ModelRow, top: int) -> RenderableType:
         table.add_column("on", overflow="fold", max_width=12)
     for op in shown:
         cells = [
-            text(op.node or op.name),
+            text(story.called(op)),
             text(op.op_type),
             text(op.precision),
             text(words.number(op.us, 1)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 
-from targets.devices.stream import LostError, last_words
+from targets.devices.stream import NO_ROOM, LostError, last_words
 from targets.errors import DeviceError
 from targets.target import Connection
 
@@ -16,7 +16,7 @@ __all__ = ["explain"]
 
 # Pattern -> what it means, for faults that another try may heal.
 _FLEETING = (
-    (r"Connection refused", "was refused: nothing listens there; is the device up, sshd running, and the port right?"),
+    (r"Connection refused", "was refused: nothing listens there (is the device up, sshd running, and the port right?)"),
     (
         r"(Connection|Operation) timed out|Connection to .* timed out",
         "timed out: is the device up, and no firewall between? connection.connect_timeout_s is {timeout:g} s",
@@ -45,6 +45,8 @@ def explain(address: str, connection: Connection, code: int | None, words: str, 
     if "attar needs Python" in words:
         text = next(line for line in words.splitlines() if "attar needs Python" in line)
         return DeviceError(f"{name}: {text} ({python}); let connection.python in the target's profile name a newer one")
+    if "No space left on device" in words:
+        return DeviceError(f"{name} {NO_ROOM}")
     if code in (126, 127):
         return DeviceError(
             f"{name} has no Python called {python}; install Python 3.9 or later there, with numpy and onnxruntime, "
@@ -99,7 +101,7 @@ def _by_hand(name: str, connection: Connection) -> str:
     if connection.identity_file:
         words += ["-i", connection.identity_file]
     if connection.known_hosts:
-        words += ["-o", f"UserKnownHostsFile={connection.known_hosts}"]
+        words += ["-o", f'UserKnownHostsFile="{connection.known_hosts}"']  # ssh splits at spaces
     return shlex.join([*words, name if ":" not in name else "ssh://" + name])
 
 

@@ -24,10 +24,11 @@ from targets.errors import DeviceError
 from targets.probe.frames import GoneError, Pipe
 from targets.probe.keeper import MARK
 
-__all__ = ["Keeper", "LostError", "last_words", "starter", "take_lease", "work"]
+__all__ = ["NO_ROOM", "Keeper", "LostError", "last_words", "starter", "take_lease", "work"]
 
 _ANSWER_S = 120.0  # for anything but a job: a slow card may take its time
 _START_S = 60.0  # for a slow device to start Python
+NO_ROOM = "has no room for temporary files: make room there, or let TMPDIR there name a folder on another disk"
 _INSTALL = "(pip install numpy onnxruntime), or let connection.python in the target's profile name a Python that has it"
 
 # One line without quotes other than ", and without ! and \: every login shell (sh, csh, fish) passes it on as it is.
@@ -37,9 +38,10 @@ _READY = b"\x1eattar listens\n"
 _START = (
     "import sys;sys.version_info<(3,9) and sys.exit("
     '"attar needs Python 3.9 or later on the device, and this is "+sys.version.split()[0]);'
-    "sys.path[:]=[p for p in sys.path if p];import os,runpy,tempfile;"
+    "sys.path[:]=[p for p in sys.path if p];import atexit,os,runpy,tempfile;"
     'sys.stdout.write(chr(30)+"attar listens"+chr(10));sys.stdout.flush();b=sys.stdin.buffer.read({size});'
     'len(b)=={size} or sys.exit("the probe did not arrive");d,p=tempfile.mkstemp(".pyz","attar-");'
+    "atexit.register(lambda:os.path.exists(p) and os.unlink(p));"  # a full disk
     'f=open(d,"wb");f.write(b);f.close();sys.argv[:1]=[p,"keep"];runpy.run_path(p,run_name="__main__")'
 )
 

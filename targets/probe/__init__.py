@@ -13,11 +13,12 @@ The job:
     version     2
     tasks       any of "session", "latency", "throughput", "operators", "energy", "outputs"; or "memory" alone, and then
                 one model
-    models      {name: {"file": ONNX file, "inputs": {input name: .npy file}, "whole": bool}}
+    models      {name: {"file": ONNX file, "inputs": {input name: .npy file}, "whole": bool, "axes": {name: size}}}
                 an input file holds k examples (k, *shape without the batch axis), from which batches are made; they
                 are converted to the input's dtype where that only changes the precision;
                 or, if "whole", the one array that the input is fed with every time, batch axis and all, in the
-                input's own dtype (floats, integers, bool)
+                input's own dtype (floats, integers, bool);
+                axes that the file leaves open are fixed at the sizes of "axes", a batch too; may be left out
     runtime     provider, options, fallback (providers that may take what the first does not; those that this
                 onnxruntime does not have are left out), threads
     meter       warmup_s, samples, blocks, max_seconds, throughput_batch, pin, energy_s

@@ -67,8 +67,11 @@ class Cache:
         path = self.root / f"probe-{hashlib.sha256(probe).hexdigest()}.pyz"
         if path.is_symlink() or not path.is_file() or path.read_bytes() != probe:
             aside = path.with_suffix(f".{os.getpid()}.part")
-            aside.write_bytes(probe)
-            os.replace(aside, path)  # noqa: PTH105  the name of the guarantee
+            try:
+                aside.write_bytes(probe)
+                os.replace(aside, path)  # noqa: PTH105  the name of the guarantee
+            finally:
+                _remove(aside)  # a full disk
         os.utime(path)
         for other in self.root.glob("probe-*"):
             with suppress(OSError):

@@ -94,7 +94,7 @@ def _model(
     name: str, spec: Mapping[str, Any], runtime: Mapping[str, Any], folder: Path, free_mb: float | None
 ) -> Model:
     inputs = {given: folder / file for given, file in spec["inputs"].items()}
-    return Model(name, folder / spec["file"], runtime, inputs, bool(spec.get("whole")), free_mb)
+    return Model(name, folder / spec["file"], runtime, inputs, bool(spec.get("whole")), free_mb, spec.get("axes"))
 
 
 def _state() -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _session(models: Sequence[Model], runtime: Mapping[str, Any], meter: Mapping
         for model in models:
             if model.session_ms < meter["max_seconds"] * 50:
                 with told(model.name, model.free_mb, "refused"):
-                    found[model.name].append(create(model.path, runtime, {})[1])
+                    found[model.name].append(create(model.path, runtime, model.axes, {})[1])
     return found
 
 

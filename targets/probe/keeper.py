@@ -20,6 +20,7 @@ on SIGTERM, SIGHUP and SIGINT; before, it kills the job with its whole process g
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -44,6 +45,7 @@ _KEPT = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")  # what a loader needs; no
 # of the process that is measured here: https://github.com/microsoft/onnxruntime/pull/27379
 _SET = {"LC_ALL": "C.UTF-8", "ORT_DISABLE_TELEMETRY": "1"}
 _OPS = ("identity", "lease", "open", "put", "store", "run", "get")
+_FULL = "make room on the device, or set XDG_CACHE_HOME there to a folder on another disk"
 _IDENTITY_S = 120.0  # importing the runtime from a slow card
 
 
@@ -67,8 +69,7 @@ class Keeper:
             except CacheError as error:
                 answer = {"error": str(error)}
             except OSError as error:
-                where = f"{error.filename}: " if error.filename else ""
-                answer = {"error": f"{where}{error.strerror or error}"}
+                answer = {"error": _told(error, self.cache.root)}
             if answer is not None:
                 for _ in self.pipe.chunks():  # an error may have left some
                     pass
@@ -175,6 +176,13 @@ class Keeper:
         self.cache.release()
 
 
+def _told(error: OSError, where: Path | None = None) -> str:
+    """What the system refused, where, and what helps."""
+    place = f"{error.filename or where}: " if error.filename or where else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{place}{error.strerror or error}" + (f"; {_FULL}" if full else "")
+
+
 def main(argv: list[str]) -> int:
     """Serves until the other side is gone. `argv[0]` is the probe's zip: it is stored in the cache, and removed."""
     packed, silence_s = Path(argv[0]), float(argv[2])
@@ -197,7 +205,8 @@ def main(argv: list[str]) -> int:
             cache = Cache()
             path = cache.keep_probe(probe)
         except (CacheError, OSError) as error:
-            pipe.send({"error": f"no folder for attar's files: {error}"})
+            told = _told(error) if isinstance(error, OSError) else error
+            pipe.send({"error": f"no folder for attar's files: {told}"})
             return 1
         keeper = Keeper(pipe, cache, path, os.path.expanduser(argv[3]))  # noqa: PTH111  argv: a command, not a path
         pipe.send({"python": sys.version.split()[0], "root": str(cache.root), "note": cache.note})

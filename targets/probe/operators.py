@@ -59,7 +59,7 @@ def operators(
 def _trace(model: Model, runtime: Mapping[str, Any], runs: int, folder: Path) -> tuple[dict[str, int] | None, Path]:
     """Runs a model under the profiler; (assignment, the profiler's file)."""
     config = {"session.record_ep_graph_assignment_info": "1"}
-    session, _ = create(model.path, runtime, config, trace=folder / "trace")
+    session, _ = create(model.path, runtime, model.axes, config, trace=folder / "trace")
     assignment: dict[str, int] | None = None
     if hasattr(session, "get_provider_graph_assignment_info"):
         assignment = {}

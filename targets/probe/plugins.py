@@ -1,7 +1,8 @@
 """Execution providers that come as plug-ins: packages of their own beside onnxruntime (1.23 or later).
 
-Not run by the project's own tests: each needs its vendor's hardware or licence. QNN was tried by hand on an emulated
-device, with the calls made here. The way: https://onnxruntime.ai/docs/execution-providers/plugin-ep-libraries/usage.html
+Each needs its vendor's hardware or licence, so tests run only where an environment has it: QNN on its emulator does;
+the OpenVINO plug-in found no device on an AMD processor, and was not run further.
+The way: https://onnxruntime.ai/docs/execution-providers/plugin-ep-libraries/usage.html
 """
 
 from __future__ import annotations
@@ -12,9 +13,18 @@ from typing import Any
 
 from targets.probe.errors import ProbeError, short
 
-__all__ = ["PLUGINS", "add"]
+__all__ = ["PLUGINS", "add", "built_in"]
 
 PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn", "OpenVINOExecutionProvider": "onnxruntime_ep_openvino"}
+
+_LOADED: set[str] = set()
+
+
+def built_in() -> list[str]:
+    """The providers of onnxruntime itself; it counts plug-ins among them once they are registered."""
+    import onnxruntime as ort
+
+    return [name for name in ort.get_available_providers() if name not in _LOADED]
 
 
 def add(provider: str, options: Mapping[str, str], session_options: Any) -> bool:
@@ -36,8 +46,9 @@ def add(provider: str, options: Mapping[str, str], session_options: Any) -> bool
         return False
     given = dict(options)
     try:
-        if not any(device.ep_name == provider for device in ort.get_ep_devices()):
+        if provider not in _LOADED:
             ort.register_execution_provider_library(provider, package.get_library_path())  # its name becomes the EP's
+            _LOADED.add(provider)
         devices = [device for device in ort.get_ep_devices() if device.ep_name == provider]
     except Exception as error:
         raise ProbeError(f"{provider} (package {PLUGINS[provider]}) does not load: {short(error)}") from error

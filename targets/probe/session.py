@@ -46,12 +46,17 @@ def told(name: str, free_mb: float | None, doing: str) -> Iterator[None]:
 
 
 def create(
-    path: Path, runtime: Mapping[str, Any], config: Mapping[str, str], trace: Path | None = None
+    path: Path,
+    runtime: Mapping[str, Any],
+    axes: Mapping[str, int],
+    config: Mapping[str, str],
+    trace: Path | None = None,
 ) -> tuple[Any, float]:
     """(session, milliseconds that it took to create).
 
     Args:
         runtime: of the job.
+        axes: sizes at which open axes are fixed, by name.
         config: entries for the session's configuration, beside the usual ones.
         trace: start of the name of the profiler's file; None: no profiler.
 
@@ -68,11 +73,13 @@ def create(
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    for axis, size in axes.items():
+        options.add_free_dimension_override_by_name(axis, size)
     for key, value in config.items():
         options.add_session_config_entry(key, value)
     if trace is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(trace)
-    available = ort.get_available_providers()
+    available = plugins.built_in()
     providers: list[Any] | None = None
     if provider in available:
         others = [p for p in runtime.get("fallback") or () if p in available and p != provider]
@@ -93,6 +100,7 @@ class Model:
     """One session, ready to be fed.
 
     Attributes:
+        axes: sizes at which open axes are fixed.
         session_ms: how long the session took to create.
         feeds: what it is fed with.
     """
@@ -105,10 +113,11 @@ class Model:
         inputs: Mapping[str, Path],
         whole: bool,
         free_mb: float | None = None,
+        axes: Mapping[str, int] | None = None,
     ) -> None:
-        self.name, self.path, self.free_mb = name, path, free_mb
+        self.name, self.path, self.free_mb, self.axes = name, path, free_mb, axes or {}
         with told(name, free_mb, "refused"):
-            self.session, self.session_ms = create(path, runtime, {})
+            self.session, self.session_ms = create(path, runtime, self.axes, {})
             self.providers = list(self.session.get_providers())
             self.feeds = Feeds(wanted(self.session), inputs, whole)
             self._first = [self.session.get_outputs()[0].name]

@@ -3,10 +3,16 @@
 import csv
 import io
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from profiled_graphs import convolutions, quantized, two_inputs
 from rich.console import Console
@@ -19,6 +25,7 @@ from pipeline.report.profile_model import FindingRow, HintRow, ModelRow, Operato
 from targets.testing import FakeDevice, tiny_onnx
 
 TALL = {"COLUMNS": "80"}
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +150,9 @@ def files(tmp_path_factory):
     tiny_onnx(folder / "net.onnx")
     two_inputs(folder / "two.onnx")
     (folder / "junk.onnx").write_bytes(b"junk")
+    evil = onnx.load(folder / "net.onnx")
+    evil.graph.node[0].op_type = "\x1b[31m\x1b]0;x\x07"
+    onnx.save(evil, folder / "evil.onnx")
     return folder
 
 
@@ -162,6 +172,12 @@ def files(tmp_path_factory):
         (["two.onnx"], r"two\.onnx: input 'ids' has the shape batchxlength.*\n.*--input ids=1x128"),
         (["net.onnx", "--csv", "no/ops.csv"], r"no/ops\.csv cannot be written: .*no is no folder"),
         (["net.onnx", "--html", "."], r"\. is a folder"),
+        (["net.onnx", "--csv", "a.txt", "--html", "./a.txt"], r"a\.txt is written twice, and would be overwritten"),
+        (
+            ["net.onnx", "--against", "two.onnx", "--csv", "two.onnx"],
+            r"two\.onnx is a model that is measured, and would",
+        ),
+        (["evil.onnx"], r"No Op registered for �\[31m�\]0;x� with"),
     ],
 )
 def test_one_clear_fault_and_nothing_written(files, arguments, told):
@@ -172,6 +188,20 @@ def test_one_clear_fault_and_nothing_written(files, arguments, told):
     assert re.search(told, done.stderr), done.stderr
     assert done.stdout == ""
     assert set(files.iterdir()) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_as_ctrl_c_does(files, tmp_path, number):
+    command = [sys.executable, "-m", "pipeline.cli", "profile", "net.onnx", "--seconds", "60"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=files, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while (line := process.stderr.readline()) and not line.startswith("measuring"):
+            pass
+        assert list(tmp_path.glob("attar-*"))
+        process.send_signal(number)
+        assert "interrupted" in process.stderr.read()
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- what cannot be had from this machine -----------------------------------------------------------------------------
@@ -320,3 +350,14 @@ def test_another_machine_than_the_target_is_said(tmp_path):
 
 def test_json_is_json(found):
     assert json.loads(found.model_dump_json())["version"] == 1
+
+
+def test_words_for_what_has_no_name_no_width_and_no_plural():
+    row = made(numbers={"latency_p50_ms": number(0.5), "size_mb": number(1.0, samples=1)}, placement={"CPU": 1})
+    row = row.model_copy(
+        update={"operators": (row.operators[0].model_copy(update={"name": ""}),), "assignment": {"CPU": 1}}
+    )
+    assert profile_story.called(row.operators[0]) == "(without a name)"
+    assert profile_story.placed(row) == "1 operator (1 node before fusion), all on CPU"
+    shown = {metric: interval for metric, _, interval, _ in profile_story.measured(row)}
+    assert (shown["latency p50"], shown["size"]) == ("0.500 to 0.500", "")

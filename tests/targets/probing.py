@@ -15,10 +15,10 @@ RUNTIME = {"provider": "CPUExecutionProvider", "options": {}, "fallback": [], "t
 ENERGY = {"powercap": "/nowhere", "hwmon": "/nowhere", "rails": []}
 
 
-def job(models, tasks, inputs=None, whole=False, **changes):
+def job(models, tasks, inputs=None, whole=False, axes=None, **changes):
     """A job whose models are `<name>.onnx` and all take the same inputs; a change to None leaves a key out."""
     inputs = {"x": "x.npy"} if inputs is None else inputs
-    specs = {m: {"file": f"{m}.onnx", "inputs": inputs, "whole": whole} for m in models}
+    specs = {m: {"file": f"{m}.onnx", "inputs": inputs, "whole": whole, "axes": axes or {}} for m in models}
     found = {"version": 2, "tasks": list(tasks), "models": specs, "runtime": RUNTIME, "meter": METER}
     found |= {"energy": ENERGY, "batch": 4, **changes}
     return {key: value for key, value in found.items() if value is not None}

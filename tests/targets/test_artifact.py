@@ -93,8 +93,32 @@ def test_an_unknown_operator(net):
     model = onnx.load(net)
     model.graph.node[2].op_type = "Rleu"
     onnx.save(model, net)
-    with refused(net, "is no valid ONNX model: No Op registered for Rleu"):
+    with refused(net, "is no valid ONNX model: No Op registered for Rleu.*\n   help: correct the name"):
         load(net)
+
+
+def test_an_ir_version_of_the_future(net):
+    with refused(
+        _with(net, lambda m: setattr(m, "ir_version", 99)), r".* ir_version 99 .*\n   help: export it with an older"
+    ):
+        load(net)
+
+
+def test_a_negative_size_is_an_open_one(net):
+    def change(model):
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+
+    assert load(_with(net, change)).inputs == (Value("x", ("?", 3, 4, 4), "float32"),)
+
+
+def test_what_is_no_number_is_called_by_its_name(tmp_path):
+    text = helper.make_tensor_value_info("t", TensorProto.STRING, ["n"])
+    parts = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, ["n"])
+    nodes = [helper.make_node("Identity", ["t"], ["u"]), helper.make_node("Identity", ["s"], ["v"])]
+    outputs = [helper.make_tensor_value_info("u", TensorProto.STRING, ["n"])]
+    graph = helper.make_graph(nodes, "g", [text, parts], outputs)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "a.onnx")
+    assert [value.dtype for value in load(tmp_path / "a.onnx", batched=False).inputs] == ["string", "sequence"]
 
 
 def test_weights_outside_the_file(net, tmp_path):

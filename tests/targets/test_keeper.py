@@ -1,10 +1,12 @@
 """The keeper on the device, over plain pipes: whatever happens to the stream, nothing stays but the cache."""
 
 import ast
+import errno
 import hashlib
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from targets.devices.stream import Keeper, LostError, starter, take_lease, work
 from targets.errors import DeviceError
 from targets.probe import frames
 from targets.probe.cache import Cache, CacheError
+from targets.probe.keeper import _told
 
 PROBE = Path(probe.__file__).parent
 PACKAGES = {"numpy", "onnxruntime"}
@@ -294,6 +297,31 @@ def test_no_home_to_write_to(start, tmp_path, monkeypatch):
     other = tmp_path / f"attar-{os.getuid()}"
     assert keeper.hello["note"].endswith(f"cannot be used (Not a directory): files are kept in {other}")
     assert keeper.folder.is_relative_to(other)
+
+
+def test_a_full_disk_keeps_no_half_file(cache):
+    store, before = Cache(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            store.keep_probe(bytes(8192))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(cache.iterdir()) == []
+
+
+def test_no_room_for_temporary_files_leaves_none(start, tmp_path, monkeypatch):
+    (tmp_path / "t").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
+    with pytest.raises(DeviceError, match="File too large"):
+        start(["sh", "-c", 'ulimit -f 20 && exec "$0" "$@"'])  # blocks of 512 or 1024 bytes: the probe is larger
+    assert list((tmp_path / "t").iterdir()) == []
+
+
+def test_room_is_what_a_full_disk_needs():
+    told = _told(OSError(errno.ENOSPC, "No space left on device"), Path("/x"))
+    assert told.startswith("/x: No space left on device; make room on the device, or set XDG_CACHE_HOME")
+    assert _told(PermissionError(errno.EACCES, "Permission denied", "/y"), Path("/x")) == "/y: Permission denied"
 
 
 def test_a_cache_that_is_a_link_is_refused(start, tmp_path, cache):

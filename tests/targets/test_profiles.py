@@ -99,6 +99,7 @@ def test_providers():
     found = {name: load(name).runtime for name in shipped()}
     assert {name: found[name].provider for name in ACCELERATORS} == ACCELERATORS
     assert found["jetson_orin_tensorrt"].fallback == found["server_gpu_tensorrt"].fallback == ("CUDAExecutionProvider",)
+    assert {name for name in found if found[name].fixed_shapes} == {"qualcomm_htp"}
     assert found["openvino_cpu"].options == {"device_type": "CPU", "num_of_threads": "1"}
     others = set(found) - set(ACCELERATORS) - {"openvino_cpu", "phone_arm64_xnnpack"}
     assert {found[name].provider for name in others} == {"CPUExecutionProvider"}

@@ -157,3 +157,10 @@ def test_the_meter_is_bounded_whatever_the_target_says(tmp_path):
     assert (meter["warmup_s"], meter["max_seconds"], meter["energy_s"], meter["samples"]) == (0.1, 2, 1.0, 3000)
     assert device.jobs[0]["tasks"] == ["session", "latency", "operators", "energy"]
     assert device.jobs[1]["tasks"] == ["memory"]
+
+
+def test_more_seconds_bring_more_latencies(tmp_path):
+    device = FakeDevice()
+    for seconds in (4, 20, 4000):
+        profile(TARGET, {"m": tiny_onnx(tmp_path / f"{seconds}.onnx")}, seconds=seconds, device=device)
+    assert [job["meter"]["samples"] for job in device.jobs[::2]] == [3000, 15_000, 100_000]

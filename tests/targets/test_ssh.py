@@ -397,3 +397,10 @@ def test_what_ssh_says(words, again, match):
     assert isinstance(fault, LostError) == again
     with pytest.raises(DeviceError, match=match):
         raise fault
+
+
+def test_no_room_for_temporary_files():
+    words = "Traceback (most recent call last):\nOSError: [Errno 28] No space left on device\n"
+    told = explain("ssh://pi4", Connection(), 1, words, "the stream was closed")
+    assert str(told).startswith("pi4 has no room for temporary files: make room there, or let TMPDIR")
+    assert "Traceback" not in str(told)
