@@ -6,8 +6,8 @@ A target is a YAML profile: the shipped ones are in `targets/profiles/`, a user'
 
 from __future__ import annotations
 
-import os
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
