@@ -5,8 +5,8 @@
 
 A float teacher of each network is trained by attar once and kept in its store (ATTAR_STORE, else .attar/store), on
 Fashion-MNIST where ../shared/data has it, else on scikit-learn's digits. All int8 models come from its exported graph
-and the same calibration images. They are measured in turns in one run on this machine, so the ratios hold even where
-its speed drifts; accuracy is on the test split.
+and the same calibration images. They are measured in turns in one run on this machine; accuracy is on the test split.
+Let nothing else run: beside a load of more than its cores the machine favours short runs, see `int8_tables.py`.
 
 NNCF and Olive stay in environments of their own; PYTHON is the interpreter there:
 
@@ -14,7 +14,7 @@ NNCF and Olive stay in environments of their own; PYTHON is the interpreter ther
     python -m venv olive && olive/bin/pip install olive-ai requests onnxruntime
 
 Prints Markdown tables, and whether each goal is held. Exit code 1 if one of these is missed on a residual network: at
-least 2.5 times faster than float with every engine, both engines within 5 % of each other.
+least 2.5 times faster than float with every engine, both engines within 5 % of each other. 4 if one is undecided.
 """
 
 import argparse

@@ -137,9 +137,10 @@ class _Planner:
         parents = (parent, teacher) if stage.needs_teacher else (parent,)
         asked = next((i for i, call in enumerate(self.recipe.stages) if _same(call, name, config)), None)
         at: KeyPath = ("stages",) if asked is None else ("stages", asked, name)
-        looked_at = target if stage.sees else None
+        fields = stage.looks_at(config)
+        looked_at = target if fields else None
         step = PlannedStep("", "stage", f"{name} {branch}", branch, name, parents, config, looked_at, at)
-        seen: dict[str, Any] = {"target": facts(target, stage.sees)} if stage.sees else {}
+        seen: dict[str, Any] = {"target": facts(target, fields)} if fields else {}
         for student in config.students if isinstance(config, DistillConfig) else ():
             if student.source:
                 seen["student"] = sources.code_digest(student.source, self.base)

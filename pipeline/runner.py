@@ -192,7 +192,7 @@ class Runner:
 
     def _compute(self, step: PlannedStep, out: Path, scratch: Path) -> dict[str, Any]:
         """Runs one stage in its frame."""
-        seen = STAGES[step.stage].sees if step.target else ()
+        seen = STAGES[step.stage].looks_at(step.config) if step.target else ()
         context = Context(
             data=self.data,
             out=out,

@@ -49,10 +49,8 @@ STAGES: Mapping[str, Stage] = {
             run="stages.quantize:quantize",
             takes="onnx",
             gives="onnx",
-            sees=(
-                *("int8", "budget.accuracy_drop_points"),
-                *("device", "connection", "machine", "has_any", "has_none", "runtime"),
-            ),
+            sees=("int8", "budget.accuracy_drop_points"),
+            sees_if={"pays": ("device", "connection", "machine", "has_any", "has_none", "runtime")},
             needs_teacher=True,
             libraries=("onnx", "onnxruntime", "torch", "neural-compressor", "torchao"),
             extra=None,

@@ -175,7 +175,7 @@ class Stage:
     Attributes:
         run: "module:function" of the plain function.
         sees: fields of `Target` that the stage looks at ("budget.size_mb" for a part of one); only these enter the
-            step's key.
+            step's key. `sees_if`: more fields, by the setting that makes the stage look at them.
         libraries: distributions whose version enters the step's key.
         extra: the optional dependency group that the stage needs, or None.
     """
@@ -187,9 +187,15 @@ class Stage:
     takes: Form
     gives: Form
     sees: tuple[str, ...] = ()
+    sees_if: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     libraries: tuple[str, ...] = ()
     needs_teacher: bool = False
     extra: str | None = "compress"
+
+    def looks_at(self, config: Frozen | None) -> tuple[str, ...]:
+        """The fields of a target that it looks at with these settings."""
+        more = (fields for setting, fields in self.sees_if.items() if getattr(config, setting, False))
+        return (*self.sees, *(name for fields in more for name in fields))
 
     def function(self) -> Callable[[Candidate, Any, Context], Candidate]:
         """Imports the stage's function; a missing optional library is a `StageError` that names the extra."""

@@ -200,7 +200,7 @@ version: 1
 name: tiny
 data: {source: tiny.npz, mean: [0.5], std: [0.25], validation: 0.3}
 model: {source: float.onnx}
-stages: [{quantize: {samples: 32}}]
+stages: [{quantize: {samples: 32, pays: false}}]
 targets: [{use: quick.yaml, budget: {size_mb: 1.0}}]
 """
 

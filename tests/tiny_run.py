@@ -18,7 +18,7 @@ stages:
   - distill: {students: [{keep: 1.0}, {keep: 0.5}], epochs: 6, batch_size: 16}
   - prune: {keep: 0.75}
   - distill: {epochs: 4, batch_size: 16}
-  - quantize: {samples: 32}
+  - quantize: {samples: 32, pays: false, qat: null}
   - export: {samples: 8}
 targets:
   - use: quick.yaml

@@ -1,24 +1,26 @@
 """A torch network that rounds where an int8 graph rounds, and can be trained so.
 
-The forward pass is captured once, in eval mode: batch norms keep the statistics that they have, and each is folded into
-the convolution before it, as in the exported graph, before weights are rounded. So what is trained is what will run
-(Krishnamoorthi 2018, arXiv:1806.08342, section 4.1, with statistics frozen from the start).
+The forward pass is captured once, in eval mode, so that batch norms keep the statistics that they have. What is trained
+are the weights of the graph, with batch norms folded into them: so equalized weights stay equal in size, and what is
+trained is what will run (Nagel et al. 2021, arXiv:2106.08295, section 4.2: static folding).
 
     weights      symmetric, by their own largest number; the gradient passes straight through (Bengio et al. 2013,
                  arXiv:1308.3432)
     activations  on the grids of the graph, which stay; the gradient passes where a number lies inside its range.
-                 Learned steps (LSQ: Esser et al., ICLR 2020, arXiv:1902.08153) were tried: at eight bits the
-                 calibrated ones end as well, and then the artifact's are the same to the last bit
+                 Learned steps (LSQ: Esser et al., ICLR 2020, arXiv:1902.08153) were tried: at eight bits they end no
+                 better than calibrated ones
     biases       rounded to step of input times step of weights, as int32 will be
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from operator import getitem
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
@@ -29,7 +31,7 @@ from targets.errors import StageError
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-__all__ = ["AXES", "FakeQuantized", "Parts", "along", "gain_of"]
+__all__ = ["AXES", "FakeQuantized", "Parts", "along"]
 
 _ATEN = torch.ops.aten
 _NORM = _ATEN.batch_norm.default
@@ -54,10 +56,15 @@ class FakeQuantized(nn.Module):
     """Gives what the int8 graph gives.
 
     Args:
-        network: its parameters are trained; they stay where they are.
+        network: what its parameters do besides being weights of `layers` (slopes of a PReLU, say) is trained too.
         program: the network, captured by `stages.export.trace`.
         layers: of the float graph that the placement was made from.
+        constants: of that graph.
         largest: int8 weight.
+
+    Attributes:
+        weights, biases: of the layers, in their order; batch norms are folded into them. Where a layer has no bias, it
+            is empty.
 
     Raises:
         StageError: a value of the graph is not in the program, or weights are used in a way that is not known here.
@@ -68,23 +75,27 @@ class FakeQuantized(nn.Module):
         network: nn.Module,
         program: ExportedProgram,
         signature: Signature,
-        layers: Iterable[Layer],
+        layers: Sequence[Layer],
+        constants: Mapping[str, NDArray[Any]],
         placement: Placement,
         largest: int,
     ) -> None:
         super().__init__()
         self.network = network
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         self._program = program
-        self._run = _Run(program, placement, largest)
+        self._run = _Run(self, placement, largest)
         parts = Parts(program, signature)
         for value, grid in placement.values.items():
             self._run.rounded[parts.node(value)] = placement.grids[grid]
-        for layer in layers:
-            if layer.node in placement.layers:
-                made, conv = parts.node(layer.made), parts.weighted(layer)
-                self._run.layers[made] = placement.layers[layer.node]
-                if conv is not made:
-                    self._run.postponed.add(conv)
+        for i, layer in enumerate(layers):
+            weight, bias = constants[layer.weight], constants.get(layer.bias, np.zeros(0, np.float32))
+            self.weights.append(nn.Parameter(torch.from_numpy(np.array(weight.T if layer.transposed else weight))))
+            self.biases.append(nn.Parameter(torch.from_numpy(np.array(bias)), requires_grad=bias.size > 0))
+            made, conv = parts.node(layer.made), parts.weighted(layer)
+            self._run.layers[made] = i, conv, placement.layers.get(layer.node)
+            if conv is not made:
+                self._run.postponed.add(conv)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, ...) -> logits (batch, classes)."""
@@ -122,7 +133,9 @@ class Parts:
     def node(self, value: str) -> Node:
         """The fx node that makes a value."""
         if value not in self._nodes:
-            raise StageError(f"value {value!r} of the int8 graph has no counterpart in the captured torch network")
+            raise StageError(
+                f"torch cannot be made to round value {value!r} of the int8 graph: it is not in the captured network"
+            )
         return self._nodes[value]
 
     def weighted(self, layer: Layer) -> Node:
@@ -132,9 +145,11 @@ class Parts:
         if node.target is _NORM and isinstance(before, Node) and len(before.users) == 1:
             node = before
         if node.target not in AXES:
-            raise StageError(f"the weights of node {layer.node!r} are used by {node.target}, which is not known")
+            raise StageError(f"torch cannot be made to round the weights of {layer.node!r}: {node.target} uses them")
         if AXES[node.target] == 1 and len(node.args) > 6 and node.args[6] != 1:
-            raise StageError(f"node {layer.node!r} is a transposed convolution in groups, which is not known")
+            raise StageError(
+                f"torch cannot be made to round the weights of {layer.node!r}: transposed convolution in groups"
+            )
         return node
 
 
@@ -143,15 +158,16 @@ class _Run(Interpreter):
 
     Attributes:
         rounded: nodes whose value is rounded.
-        layers: nodes whose weights are (see `Placement.layers`), or the batch norms behind those.
-        postponed: convolutions that the batch norm behind them will compute.
+        layers: what makes the value of a layer -> (its number, its convolution or the like, how it rounds: see
+            `Placement.layers`).
+        postponed: convolutions that wait for the batch norm behind them, to be one with it.
     """
 
-    def __init__(self, program: ExportedProgram, placement: Placement, largest: int) -> None:
-        super().__init__(program.graph_module)
-        self._placement, self._largest = placement, largest
+    def __init__(self, owner: FakeQuantized, placement: Placement, largest: int) -> None:
+        super().__init__(owner._program.graph_module)
+        self._owner, self._placement, self._largest = owner, placement, largest
         self.rounded: dict[Node, Grid] = {}
-        self.layers: dict[Node, tuple[str, bool, int]] = {}
+        self.layers: dict[Node, tuple[int, Node, tuple[str, bool, int] | None]] = {}
         self.postponed: set[Node] = set()
 
     def run_node(self, n: Node) -> Any:
@@ -165,35 +181,26 @@ class _Run(Interpreter):
         return torch.fake_quantize_per_tensor_affine(made, grid.step, grid.zero, grid.low, grid.high)
 
     def _layer(self, n: Node) -> Tensor:
-        """Folds the batch norm, rounds weights and bias, and computes."""
+        """Computes with weights and bias of the graph, rounded if they are there."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        conv: Any = n
-        if n.target is _NORM:
-            conv, ((x, weight, *rest), kwargs), norm = n.args[0], args[0], args[1:]
-        else:
-            (x, weight, *rest), norm = args, ()
-        axis, bias = AXES[conv.target], rest[0] if rest else None
-        if norm:
-            gamma, beta, mean, var, _, _, eps, _ = norm
-            gain = gain_of(gamma, var, eps)
-            weight = weight * gain.view(along(weight, axis))
-            bias = (-mean if bias is None else bias - mean) * gain
-            bias = bias if beta is None else bias + beta
-        grid, whole_bias, scales = self.layers[n]
+        i, conv, rounding = self.layers[n]
+        if conv is not n:
+            args, kwargs = args[0]
+        weight, bias = self._owner.weights[i], self._owner.biases[i] if self._owner.biases[i].numel() else None
+        if rounding is not None:
+            weight, bias = self._rounded(weight, bias, AXES[conv.target], *rounding)  # type: ignore[index]
+        return conv.target(args[0], weight, bias, *args[3:], **kwargs)  # type: ignore[no-any-return, operator]
+
+    def _rounded(
+        self, weight: Tensor, bias: Tensor | None, axis: int, grid: str, whole_bias: bool, scales: int
+    ) -> tuple[Tensor, Tensor | None]:
         of_input = self._placement.grids[grid].step
         step = _weight_step(weight, axis if scales > 1 else None, self._largest)
         if whole_bias and bias is not None:
             widest = bias.detach().abs()
             step = torch.maximum(step, (widest if scales > 1 else widest.max()) * _INT32 / of_input)
             bias = _straight(bias, step * of_input)
-        weight = _straight(weight, step.view(along(weight, axis)) if scales > 1 else step)
-        return conv.target(x, weight, bias, *rest[1:], **kwargs)  # type: ignore[no-any-return]
-
-
-def gain_of(gamma: Tensor | None, var: Tensor, eps: Any) -> Tensor:
-    """What a batch norm multiplies each channel by."""
-    spread = torch.sqrt(var + eps)
-    return 1 / spread if gamma is None else gamma / spread
+        return _straight(weight, step.view(along(weight, axis)) if scales > 1 else step), bias
 
 
 def along(weight: Tensor, axis: int) -> list[int]:

@@ -91,7 +91,10 @@ def read(int8: ModelProto) -> Placement:
             rest -= {node.input[1], bias}
     if rest:
         reader = next(node for node in int8.graph.node if rest.intersection(node.input))
-        raise StageError(f"node {reader.name!r} ({reader.op_type}) adds or multiplies a constant that is int8")
+        raise StageError(
+            f"torch cannot be made to round as node {reader.name!r} ({reader.op_type}) does: it takes a constant that "
+            "became int8 and is no weight of a layer, as the bias of a linear layer on tokens does"
+        )
     return Placement(grids, values, layers)
 
 

@@ -52,7 +52,7 @@ def test_five_faults_at_once_with_lines(tmp_path):
         (("version: 1", "version: 2"), r"version: 2 must be"),
         (("{samples: 8}", "{opset: 25}"), r"tiny\.yaml:\d+: stages\[4\]\.export\.opset: 25 is above the opset 21"),
         (
-            ("{samples: 32}", "{engine: neural_compressor, calibration: percentile}"),
+            ("{samples: 32, pays: false, qat: null}", "{engine: neural_compressor, calibration: percentile}"),
             r"stages\[3\]\.quantize: neural_compressor has no percentile calibration",
         ),
         (

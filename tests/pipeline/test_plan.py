@@ -46,7 +46,7 @@ def test_export_moves_in_front_of_quantize_with_its_own_settings(tmp_path):
 
 
 def test_the_order_quantize_export_or_export_quantize_is_the_same_plan(tmp_path):
-    quantize, export = "  - quantize: {samples: 32}\n", "  - export: {samples: 8}\n"
+    quantize, export = "  - quantize: {samples: 32, pays: false, qat: null}\n", "  - export: {samples: 8}\n"
     swapped = TINY.replace(quantize + export, export + quantize)
     assert swapped != TINY
     assert _keys(_plan(tmp_path)) == _keys(_plan(tmp_path, swapped))
@@ -85,7 +85,9 @@ def test_a_change_of_the_data_changes_every_key(tmp_path):
 
 def test_targets_share_what_does_not_look_at_their_difference(tmp_path):
     (tmp_path / "eights.yaml").write_text("name: eights\nextends: local\nchannel_multiple: 8\n")
-    (tmp_path / "slow.yaml").write_text("name: slow\nextends: local\nbudget: {size_mb: 9}\n")
+    (tmp_path / "slow.yaml").write_text(
+        "name: slow\nextends: local\nbudget: {accuracy_drop_points: 15.0, size_mb: 9}\n"
+    )
     two = TINY + "  - use: eights.yaml\n  - use: slow.yaml\n"
     laid = _plan(tmp_path, two)
     by_target = {goal.target.name: goal.candidates for goal in laid.goals}
