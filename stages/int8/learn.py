@@ -1,9 +1,9 @@
 """Quantization-aware training: the network learns to live with the rounding of the best int8 graph so far.
 
-the captured twin rounds where that graph rounds (see fake.py), from its weights and steps on
-training, with the teacher's soft targets
-the twin, exported as it was before, gives a new float graph, and the learned steps its ranges: placed by the same
-rules, the artifact rounds as the twin did, which is looked at on real inputs
+twin       the captured network, rounding where that graph rounds (fake.py), from its weights on
+training   with the teacher's soft targets
+back       the trained weights, put into the torch network and exported as before, give a new float graph; with the
+           same ranges and rules the artifact rounds as the twin did, which is looked at on real inputs
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def learn(bench: Bench, best: Attempt, config: QatConfig, folder: Path) -> Setup
     basis = hashlib.sha256(twin.int8.SerializeToString(deterministic=True))
     teacher = _teacher(bench).weights
     assert teacher is not None
-    basis.update(teacher.read_bytes())
+    basis.update(teacher.read_bytes() + config.model_dump_json().encode())
     epochs = _affordable(twin.rounding, loss, config, bench, folder / f"plan-{basis.hexdigest()[:16]}.json")
     shorter = config.model_copy(update={"epochs": epochs})
     context = replace(bench.context, scratch=folder)
