@@ -124,8 +124,8 @@ def _busy(environment: Mapping[str, Any]) -> Iterator[str]:
     cores = environment.get("cpu", {}).get("cores", 1)
     if load > cores + 0.5:
         yield (
-            f"the machine was busy (load {load:g} on {cores} cores): absolute times are too high; "
-            "ratios of models measured in turns still hold"
+            f"the machine was busy (load {load:g} on {cores} cores): absolute times are too high; ratios of models "
+            "measured in turns suffer less, but the faster one is interrupted less often"
         )
 
 

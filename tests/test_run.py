@@ -185,6 +185,7 @@ def test_a_network_with_state_outside_its_state_dict_is_caught(tmp_path):
     assert "keeps state outside its state dict" in " ".join(done.stderr.split())
 
 
+@pytest.mark.slow
 def test_the_other_engine_ends_the_same_way(finished):
     folder, _ = finished
     engine = ("--set", "stages.3.quantize.engine=neural_compressor")
@@ -289,6 +290,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_process(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_clear_fault_and_loses_nothing(finished, tmp_path):
     """The store on a file system of one megabyte, filled but for a little."""
     folder, _ = finished

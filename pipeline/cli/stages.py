@@ -36,13 +36,22 @@ def stages_show(name: str) -> None:
     schema = STAGES[name].Config.model_json_schema()
     rows = []
     for key, prop in schema["properties"].items():
-        rows.append((key, _allowed(prop), _default(prop), prop.get("description", "")))
-        inner = prop.get("items", {}).get("$ref", "").rpartition("/")[2]
-        for part, told in schema.get("$defs", {}).get(inner, {}).get("properties", {}).items():
-            rows.append((f"{key}[].{part}", _allowed(told), _default(told), told.get("description", "")))
+        inner, dots = _inner(prop)
+        parts = schema.get("$defs", {}).get(inner, {}).get("properties", {})
+        rows.append((key, _allowed(prop), "" if parts else _default(prop), prop.get("description", "")))
+        for part, told in parts.items():
+            rows.append((f"{key}{dots}.{part}", _allowed(told), _default(told), told.get("description", "")))
     out = console(stdout=True)
     out.print(f"{name}: {STAGES[name].summary}")
     print_table(("key", "allowed", "default", "meaning"), rows, out)
+
+
+def _inner(prop: dict[str, Any]) -> tuple[str, str]:
+    """The settings that a key holds, or a list of which it is: (their name or "", how they are written behind the key)."""
+    for option in (*prop.get("anyOf", ()), prop):
+        if ref := option.get("$ref", ""):
+            return ref.rpartition("/")[2], ""
+    return prop.get("items", {}).get("$ref", "").rpartition("/")[2], "[]"
 
 
 def _allowed(prop: dict[str, Any]) -> str:

@@ -103,8 +103,12 @@ def networks(tmp_path_factory, exported, digits):
 
 @pytest.mark.parametrize(
     ("name", "rules"),
-    [(name, rules) for name in ("projection", "tiny_mobile", "mixed") for rules in RULES]
-    + [(name, "u8 per channel") for name in ("seed_cnn", "padded", "mobile", "tiny_concat")],
+    [("projection", "u8 per channel"), ("tiny_mobile", "per tensor"), ("mixed", "s8 symmetric")]
+    + [
+        pytest.param(name, rules, marks=pytest.mark.slow)
+        for name in ("projection", "tiny_mobile", "mixed", "seed_cnn", "padded", "mobile", "tiny_concat")
+        for rules in RULES
+    ],
 )
 def test_the_twin_gives_what_the_int8_graph_gives(networks, tmp_path, name, rules):
     candidate, data = networks[name]
@@ -133,7 +137,9 @@ def test_excluded_nodes_stay_float_in_the_twin(networks, tmp_path):
     assert graph.tally(bench.place(setup)) == graph.tally(less.int8)
 
 
-@pytest.mark.parametrize("name", ["projection", "tiny_mobile", "tiny_concat", "mixed"])
+@pytest.mark.parametrize(
+    "name", ["projection", *(pytest.param(n, marks=pytest.mark.slow) for n in ("tiny_mobile", "tiny_concat", "mixed"))]
+)
 def test_what_was_trained_is_what_runs(networks, tmp_path, monkeypatch, name):
     candidate, data = networks[name]
     bench, best = at(candidate, data, tmp_path / "b")
