@@ -47,7 +47,7 @@ def stages_show(name: str) -> None:
 
 
 def _inner(prop: dict[str, Any]) -> tuple[str, str]:
-    """The settings that a key holds, or a list of which it is: (their name or "", how they are written behind the key)."""
+    """The settings that a key holds, or a list of which: (their name or "", how they are written behind the key)."""
     for option in (*prop.get("anyOf", ()), prop):
         if ref := option.get("$ref", ""):
             return ref.rpartition("/")[2], ""
