@@ -240,6 +240,7 @@ def _lock_step(runner: Runner, key: str) -> dict[str, Any]:
         "key": key,
         "parents": list(planned.parents) if planned else [],
         "config": config.model_dump(mode="json") if config else None,
+        "notes": list(done.entry.values.get("notes", ())),
         "files": dict(done.entry.files),
     }
 

@@ -163,10 +163,14 @@ def _layers(model: ModelProto) -> int:
 
 
 def _dynamic(bench: Bench) -> Attempt | None:
-    """The dynamically quantized graph, where it may pay."""
+    """The dynamically quantized graph, where it may pay and can be made."""
     if not dynamic.suits(bench.folded, bench.context.target):
         return None
-    made = dynamic.make(bench)
+    try:
+        made = dynamic.make(bench)
+    except StageError as error:
+        bench.context.say(f"dynamic: {error}")
+        return None
     return Attempt("dynamic", Setup(bench.folded, {}, bench.exclude), made, bench.score(made), 0.0)
 
 
