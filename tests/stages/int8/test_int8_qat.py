@@ -106,8 +106,10 @@ def networks(tmp_path_factory, exported, digits):
     [("projection", "u8 per channel"), ("tiny_mobile", "per tensor"), ("mixed", "s8 symmetric")]
     + [
         pytest.param(name, rules, marks=pytest.mark.slow)
-        for name in ("projection", "tiny_mobile", "mixed", "seed_cnn", "padded", "mobile", "tiny_concat")
-        for rules in RULES
+        for name, rules in [
+            *((name, rules) for name in ("projection", "tiny_mobile", "mixed") for rules in RULES),
+            *((name, "u8 per channel") for name in ("seed_cnn", "padded", "mobile", "tiny_concat")),
+        ]
     ],
 )
 def test_the_twin_gives_what_the_int8_graph_gives(networks, tmp_path, name, rules):
