@@ -27,7 +27,7 @@ from typing import Any
 from pipeline import digests, reference
 from pipeline.recipe import Recipe
 from pipeline.report import html, markdown, model
-from pipeline.report.model import CandidateRow, CheckRow, Number, Report, StepRow, TargetRow
+from pipeline.report.model import CandidateRow, CheckRow, Report, StepRow, TargetRow, numbers
 from pipeline.runner import Outcome, Runner
 from pipeline.store import write_atomically
 from pipeline.validate import BASELINE
@@ -99,7 +99,7 @@ def report_of(runner: Runner, outcomes: Iterable[Outcome], recipe_text: str, sec
                     chosen=ranked.name == outcome.choice.chosen,
                     verdict=ranked.verdict,
                     reason=ranked.reason,
-                    measured=_numbers(outcome.measured[ranked.name]),
+                    measured=numbers(outcome.measured[ranked.name]),
                     findings=outcome.findings[ranked.name],
                     sha256=runner.entry(key).files["model.onnx"],
                     lineage=tuple(step.title for step in runner.plan.lineage(key)),
@@ -167,7 +167,7 @@ def _write_target(folder: Path, report: Report, row: TargetRow, runner: Runner, 
         "checks": [check.model_dump(mode="json") for check in row.checks],
         "model": {**asdict(found), "path": "model.onnx"},
         "test": {name: number.model_dump() for name, number in row.test.items()},
-        "measured": {name: number.model_dump() for name, number in _numbers(outcome.measured[row.chosen]).items()},
+        "measured": {name: number.model_dump() for name, number in numbers(outcome.measured[row.chosen]).items()},
         "environment": row.environment,
         "files": {file.name: digests.of_file(file) for file in sorted(into.iterdir())},
         "candidate": outcome.choice.chosen,
@@ -189,8 +189,8 @@ def _target_row(outcome: Outcome, spent: Iterable[Spent]) -> TargetRow:
         chosen=outcome.choice.chosen,
         artifact=target.name if verdict == "met" else "",
         checks=tuple(CheckRow(**asdict(check)) for check in outcome.checks),
-        test=_numbers(outcome.test),
-        baseline=_numbers(outcome.measured[BASELINE]),
+        test=numbers(outcome.test),
+        baseline=numbers(outcome.measured[BASELINE]),
         merge=dict(outcome.merge) if outcome.merge else None,
         environment=dict(outcome.raw["environment"]),
         confidence=target.meter.confidence,
@@ -247,10 +247,6 @@ def _lock_step(runner: Runner, key: str) -> dict[str, Any]:
 
 def _dump(measured: Mapping[str, Measurement]) -> dict[str, Any]:
     return {name: asdict(value) for name, value in measured.items()}
-
-
-def _numbers(measured: Mapping[str, Measurement]) -> dict[str, Number]:
-    return {name: Number(**{k: v for k, v in asdict(m).items() if k != "metric"}) for name, m in measured.items()}
 
 
 def _json(value: Any) -> bytes:

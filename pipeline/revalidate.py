@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from pipeline import digests, reference
-from pipeline.report.model import CheckRow, Number
+from pipeline.report.model import CheckRow, Number, numbers
 from pipeline.validate import BASELINE, as_estimates, look, measured_rows, strange, strictly, turns_with_time
 from targets.accuracy import accuracy, accuracy_drop, agreement
 from targets.budget import Measurement, Verdict, judge, worst
@@ -128,7 +128,7 @@ def revalidate(
         sha256=manifest.files["model.onnx"],
         checks=tuple(CheckRow(**asdict(check)) for check in checks),
         then=manifest.checks,
-        measured=_numbers(found),
+        measured=numbers(found),
         before=manifest.measured | manifest.test,
         findings=tuple(told),
         changed=_changed(manifest.environment, measured.environment),
@@ -201,13 +201,6 @@ def _accuracy(
         "accuracy": accuracy(ours, labels, confidence),
         "accuracy_drop_points": accuracy_drop(theirs, ours, labels, confidence),
         "parity_percent": agreement(kept.outputs, ours[:k], confidence),
-    }
-
-
-def _numbers(found: Mapping[str, Measurement]) -> dict[str, Number]:
-    return {
-        name: Number(value=m.value, low=m.low, high=m.high, samples=m.samples, instrument=m.instrument)
-        for name, m in found.items()
     }
 
 

@@ -4,42 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from pipeline.report import charts, story, words
 from pipeline.report.model import CandidateRow, Number, Report, StepRow, TargetRow
+from pipeline.report.pages import page
 
 __all__ = ["render"]
 
 
 def render(report: Report) -> str:
     """The page. The same report gives the same bytes; every text in it is escaped."""
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    pages.globals.update(words=words, story=story, charts=charts)
     views = [_Target(report, row, i) for i, row in enumerate(report.targets, 1)]
     longest = max((step.seconds for step in report.steps), default=0.0)
-    return pages.get_template("page.html.j2").render(
+    return page(
+        "page.html.j2",
+        {"story": story, "charts": charts},
         report=report,
         targets=views,
         steps=[_Step(step, step.seconds / longest if longest else 0.0) for step in report.steps],
         data=words.rows(report.data),
     )
-
-
-def _visible(value: object) -> object:
-    """What is put into the page; markup of the templates' own passes as it is."""
-    return words.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import Field
 
-from targets.budget import Verdict
+from targets.budget import Measurement, Verdict
 from targets.documents import Frozen
 
-__all__ = ["CandidateRow", "CheckRow", "Number", "Payback", "Report", "Spent", "StepRow", "TargetRow"]
+__all__ = ["CandidateRow", "CheckRow", "Number", "Payback", "Report", "Spent", "StepRow", "TargetRow", "numbers"]
 
 
 class Number(Frozen):
@@ -20,6 +22,11 @@ class Number(Frozen):
     high: float
     samples: int
     instrument: str
+
+
+def numbers(measured: Mapping[str, Measurement]) -> dict[str, Number]:
+    """Measurements as they are written, by metric."""
+    return {name: Number(**{k: v for k, v in asdict(m).items() if k != "metric"}) for name, m in measured.items()}
 
 
 class Spent(Frozen):

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from pipeline.report import profile_story, words
+from pipeline.report.pages import page
 from pipeline.report.profile_model import ModelRow, OperatorRow, Profile
 
 __all__ = ["render"]
@@ -19,24 +16,13 @@ _PERCENTILES = ("latency_p90_ms", "latency_p95_ms", "latency_p99_ms")
 
 def render(found: Profile) -> str:
     """The page. The same profile gives the same bytes; every text in it is escaped."""
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+    return page(
+        "profile.html.j2",
+        {"story": profile_story},
+        found=found,
+        models=[_Model(row, i) for i, row in enumerate(found.models, 1)],
+        tracks=_tracks(found),
     )
-    pages.globals.update(words=words, story=profile_story)
-    return pages.get_template("profile.html.j2").render(
-        found=found, models=[_Model(row, i) for i, row in enumerate(found.models, 1)], tracks=_tracks(found)
-    )
-
-
-def _visible(value: object) -> object:
-    """What is put into the page; markup of the templates' own passes as it is."""
-    return words.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 class _Model:

@@ -8,15 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 from torch import Tensor, nn
 from torch.fx import Node
 
 from stages.int8.fake import AXES, Parts, along
 from stages.int8.placement import Layer
 
-__all__ = ["constants_of", "put_back", "same_nodes"]
+__all__ = ["put_back", "same_nodes"]
 
 _NO_GAIN = 1e-12  # a batch norm that lets nothing through: it gets a gain of one
 
@@ -29,11 +28,6 @@ def same_nodes(one: ModelProto, other: ModelProto) -> bool:
         return nodes, sorted((t.name, t.data_type, *t.dims) for t in model.graph.initializer)
 
     return bool(bones(one) == bones(other))
-
-
-def constants_of(model: ModelProto) -> dict[str, NDArray[Any]]:
-    """Its constants, by name."""
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from targets.errors import StageError
 
-__all__ = ["Grid", "Layer", "Placement", "layers_of", "read"]
+__all__ = ["Grid", "Layer", "Placement", "constants_of", "layers_of", "read"]
 
 WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -66,7 +66,7 @@ def read(int8: ModelProto) -> Placement:
     Raises:
         StageError: it holds an int8 constant that is neither weight nor bias.
     """
-    constants = _constants(int8)
+    constants = constants_of(int8)
     makers = {name: node for node in int8.graph.node for name in node.output}
     grids, values = {}, {}
     for node in int8.graph.node:
@@ -111,5 +111,6 @@ def layers_of(folded: ModelProto) -> list[Layer]:
     return found
 
 
-def _constants(model: ModelProto) -> dict[str, NDArray[Any]]:
+def constants_of(model: ModelProto) -> dict[str, NDArray[Any]]:
+    """Its constants, by name."""
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}

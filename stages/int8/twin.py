@@ -17,7 +17,7 @@ from stages import graph
 from stages.export import to_onnx, trace
 from stages.graph import Floats
 from stages.int8 import placement
-from stages.int8.adopt import constants_of, put_back, same_nodes
+from stages.int8.adopt import put_back, same_nodes
 from stages.int8.bench import Attempt, Bench, Setup
 from stages.int8.fake import FakeQuantized, Parts
 from stages.int8.placement import Layer, Placement
@@ -62,11 +62,11 @@ def begin(bench: Bench, best: Attempt) -> Twin:
     network = build(bench.candidate)
     program = _trace(network, _examples(bench))
     setup, int8 = best.setup, best.int8
-    layers, constants = placement.layers_of(bench.folded), constants_of(setup.model)
-    if not same_nodes(setup.model, bench.folded) or _others(constants, layers, constants_of(bench.folded)):
+    layers, constants = placement.layers_of(bench.folded), placement.constants_of(setup.model)
+    if not same_nodes(setup.model, bench.folded) or _others(constants, layers, placement.constants_of(bench.folded)):
         names = {node.name for node in bench.folded.graph.node}
         setup = Setup(bench.folded, bench.calibrated(bench.folded), setup.exclude & names)
-        int8, constants = bench.place(setup), constants_of(setup.model)
+        int8, constants = bench.place(setup), placement.constants_of(setup.model)
     placed = placement.read(int8)
     largest = REDUCED if bench.rules.reduce_range else LARGEST
     signature = bench.candidate.signature
@@ -97,7 +97,7 @@ def write_back(bench: Bench, twin: Twin, weights: Path) -> Setup:
     model = ort_quantizer.fold(model, weights.parent)
     if not same_nodes(model, bench.folded):
         raise StageError("after training, the network exports to another graph than before")
-    _check_weights(twin, constants_of(model))
+    _check_weights(twin, placement.constants_of(model))
     kept = {name: twin.setup.ranges[name] for name in (*twin.placed.values, *twin.placed.grids)}
     method = twin.setup.method
     setup = Setup(model, bench.calibrated(model, method) | kept, twin.setup.exclude, weights=weights, method=method)
