@@ -154,6 +154,8 @@ class Context:
         data: the three splits; a stage trains and calibrates on `train`, decides on `validation`, never reads `test`.
         out: an empty folder that takes the stage's files.
         scratch: a folder that outlives a kill of this very step; checkpoints go here.
+        others: more candidates, for stages that join several branches.
+        costs: folder with what structures cost on the target, for a `prune` to a budget.
         target: only for stages that declare what they look at (`Stage.sees`).
         say: tells a person one sentence. progress: share of the work done (0..1) and what is being done.
     """
@@ -163,6 +165,8 @@ class Context:
     scratch: Path
     seed: int = 0
     teacher: Candidate | None = None
+    others: tuple[Candidate, ...] = ()
+    costs: Path | None = None
     target: Target | None = None
     say: Callable[[str], None] = _silent
     progress: Callable[[float, str], None] = _still

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from stages import losses
 from stages.base import Candidate, Context, Origin, Step
-from stages.blocks import shorten
-from stages.channels import narrowing
 from stages.network import build, construct, matching, prove_rebuilt, save_weights, seeded
 from stages.settings import DistillConfig, Student
+from stages.structure.blocks import shorten
+from stages.structure.channels import narrowing
+from stages.structure.trial import examples
 from stages.teacher import check_fit, measured
 from stages.training import Batch, accuracy, predict, train
-from stages.trial import examples
 from targets.errors import Fault, InputError, StageError, nearest
 
 __all__ = ["Distillation", "distill"]

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stages.base import Candidate, Origin
-from stages.surgery import CONVOLUTIONS, operate
+from stages.structure.surgery import CONVOLUTIONS, operate
 from targets.errors import Fault, InputError, StageError, nearest
 
 __all__ = [

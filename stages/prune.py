@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from stages.base import Candidate, Context, Step
-from stages.channels import narrowing
 from stages.network import build, macs, parameters, prove_rebuilt, save_weights
 from stages.settings import PruneConfig
-from stages.surgery import CONVOLUTIONS
+from stages.structure.channels import narrowing
+from stages.structure.surgery import CONVOLUTIONS
+from stages.structure.trial import examples
 from stages.teacher import measured
-from stages.trial import examples
 
 __all__ = ["prune"]
 
@@ -42,13 +42,14 @@ def prune(candidate: Candidate, config: PruneConfig, context: Context) -> Candid
     surgery, whole = candidate.surgery, None
     notes: tuple[str, ...] = ()
     share = 1.0
-    for i in range(config.steps):
-        context.progress(i / config.steps, f"pruning, round {i + 1} of {config.steps}")
+    rounds = config.steps or 1
+    for i in range(rounds):
+        context.progress(i / rounds, f"pruning, round {i + 1} of {rounds}")
         if config.importance == "taylor":
             _gradients(module, context, config.samples)
-        round_ = narrowing(module, inputs, config.importance, multiple, config.exclude, whole)
+        round_ = narrowing(module, inputs, config.importance or "l2", multiple, config.exclude, whole)
         whole = round_.whole
-        done = (i + 1) / config.steps
+        done = (i + 1) / rounds
         if config.keep is not None:
             share = config.keep**done
         else:

@@ -8,7 +8,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from targets.documents import Frozen
 
-__all__ = ["DistillConfig", "ExportConfig", "PruneConfig", "QuantizeConfig", "Student", "TrainConfig"]
+__all__ = ["CascadeConfig", "DistillConfig", "ExportConfig", "PruneConfig", "QuantizeConfig", "Student", "TrainConfig"]
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
@@ -70,6 +70,9 @@ class DistillConfig(TrainConfig):
     attention: dict[str, Weight] = Field(
         default_factory=dict, description="module name pattern -> weight: match the teacher's attention maps there"
     )
+    together: bool = Field(
+        False, description="all branches learn at once and share their weights, each smaller one from the largest"
+    )
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> Self:
@@ -79,21 +82,38 @@ class DistillConfig(TrainConfig):
 
 
 class PruneConfig(Frozen):
-    """Structured pruning of channels: either `keep` or `speedup`."""
+    """Structured pruning: `to: budget` lets the target's limits decide, `keep` and `speedup` are ratios."""
 
+    to: Literal["budget"] | None = Field(
+        None, description="blocks and channels leave until the target's limits on latency, size, memory and energy hold"
+    )
+    aim: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.85, description="share of each limit to spend; the rest is for the noise of the machine"
+    )
+    trials: Annotated[int, Field(ge=1, le=20)] = Field(
+        3,
+        description="structures to train at most: each after the first corrects what the last one missed or left over",
+    )
+    minutes: Annotated[float, Field(gt=0, le=100_000)] = Field(
+        240, description="after which no further trial begins, counted over the steps of all trials"
+    )
     keep: Share | None = Field(None, description="share of channels that stay")
     speedup: Annotated[float, Field(ge=1, le=100)] | None = Field(
         None, description="how many times fewer multiply-accumulates (MACs); not milliseconds"
     )
-    importance: Literal["l2", "taylor"] = "l2"
-    steps: Annotated[int, Field(ge=1, le=100)] = Field(1, description="rounds; importance is taken anew in each")
+    importance: Literal["l2", "taylor"] | None = Field(None, description="default: l2; to: budget takes taylor alone")
+    steps: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        None, description="rounds, importance is taken anew in each; default: 1, or 4 to a budget"
+    )
     exclude: tuple[str, ...] = Field((), description="module name patterns that stay whole")
-    samples: Annotated[int, Field(ge=1)] = Field(256, description="training examples behind a Taylor importance")
+    samples: Annotated[int, Field(ge=1)] = Field(256, description="training examples that importance is taken on")
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
-        if (self.keep is None) == (self.speedup is None):
-            raise ValueError("either keep or speedup must be given")
+        if [self.to, self.keep, self.speedup].count(None) != 2:
+            raise ValueError("one of to, keep and speedup must be given")
+        if self.to and self.importance == "l2":
+            raise ValueError("to: budget weighs channels against blocks by the loss they cost: leave importance out")
         return self
 
 
@@ -105,6 +125,16 @@ class ExportConfig(Frozen):
         1e-4, description="largest difference allowed, as a share of the largest output"
     )
     samples: Annotated[int, Field(ge=1)] = Field(64, description="validation examples compared")
+
+
+class CascadeConfig(Frozen):
+    """Two branches in one graph: the small one answers where it is sure, the large one elsewhere."""
+
+    small: str | None = Field(None, description="name of a branch; default: of two branches the smaller file")
+    large: str | None = Field(None, description="name of a branch; default: of two branches the larger file")
+    drop_points: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.0, description="percentage points of accuracy that may be lost against the large one on validation"
+    )
 
 
 class QatConfig(TrainConfig):

@@ -12,8 +12,8 @@ from stages.base import Candidate, Context, Origin, Signature, Step
 from stages.data import Splits
 from stages.network import construct, load_weights, macs, parameters, prove_rebuilt, save_weights
 from stages.settings import TrainConfig
+from stages.structure.trial import examples
 from stages.training import Batch, accuracy, train
-from stages.trial import examples
 from targets.errors import InputError
 
 __all__ = ["check_fit", "measured", "teach"]

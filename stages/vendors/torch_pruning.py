@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch_pruning import ops
 
 from stages.base import Surgery
-from stages.surgery import CONVOLUTIONS, NORMS, depthwise
+from stages.structure.surgery import CONVOLUTIONS, NORMS, depthwise
 from targets.errors import StageError
 
 __all__ = ["Group", "Importance", "Member", "groups"]

@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 from stages import losses
 from stages.base import Origin, Surgery
-from stages.blocks import removable, shorten
 from stages.distill import Distillation, distill
 from stages.network import build, construct, macs
 from stages.settings import DistillConfig, Student
+from stages.structure.blocks import removable, shorten
+from stages.structure.trial import examples
 from stages.testing import context, digest_of, tiny_splits, tiny_teacher
 from stages.training import Batch, accuracy
-from stages.trial import examples
 from targets.errors import InputError, StageError
 
 DATA = tiny_splits()

@@ -18,7 +18,7 @@ from stages.network import (
     save_weights,
     seeded,
 )
-from stages.surgery import operate
+from stages.structure.surgery import operate
 from targets.errors import InputError, StageError
 
 

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from stages import STAGES
 from stages.base import Origin, Surgery, perform
-from stages.channels import narrowing
 from stages.network import build, construct, macs, parameters
 from stages.prune import prune
 from stages.settings import PruneConfig
+from stages.structure.channels import narrowing
+from stages.structure.trial import examples, fault, merged
 from stages.testing import context, digest_of, tiny_splits, tiny_teacher
-from stages.trial import examples, fault, merged
 from stages.vendors.torch_pruning import groups
 from targets.errors import InputError, StageError
 from targets.target import Target

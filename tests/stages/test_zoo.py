@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from stages.blocks import removable
 from stages.network import macs, parameters
+from stages.structure.blocks import removable
 from stages.zoo import mobile, resnet, seed_cnn
 from targets.errors import InputError
 

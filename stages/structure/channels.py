@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from stages.base import Surgery
 from stages.network import macs, matching
-from stages.surgery import operate
-from stages.trial import Cut, fault, merged
+from stages.structure.surgery import operate
+from stages.structure.trial import Cut, fault, merged
 from stages.vendors.torch_pruning import Group, Importance, groups
 from targets.errors import StageError
 

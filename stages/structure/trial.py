@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stages.base import Surgery
 from stages.data import Splits
-from stages.surgery import operate
+from stages.structure.surgery import operate
 
 __all__ = ["Cut", "examples", "fault", "merged", "silence"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from stages.base import Surgery
-from stages.surgery import CONVOLUTIONS, operate
-from stages.trial import Cut, fault, silence
+from stages.structure.surgery import CONVOLUTIONS, operate
+from stages.structure.trial import Cut, fault, silence
 from targets.errors import StageError
 
 __all__ = ["removable", "shorten"]

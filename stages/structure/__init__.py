@@ -1,0 +1,10 @@
+"""What a network is made of, and how a smaller one comes out of it.
+
+anatomy.py  blocks.py  branches.py  stand_ins.py    what may go: whole blocks and single channels, each tried once
+surgery.py  trial.py                                cuts as data, replayed; no cut is believed unseen
+mockup.py  costs.py  table.py                       what structures cost on a target, measured before any training
+worth.py                                            what units are worth: loss on removal, Taylor
+choice.py                                           the most important structure that fits
+budget.py                                           the act: a network pruned to a budget
+channels.py                                         the most important share of every layer's channels
+"""
