@@ -34,6 +34,8 @@ class Choice:
 def choose(candidates: Mapping[str, Measured], budget: Budget) -> Choice:
     """Of those that meet the budget, the fastest; of those as fast as it (intervals overlap), the smallest file.
 
+    Fast is by the median latency; by the mean where the budget limits that.
+
     Where none does: the one whose unfavourable bounds exceed the limits least, undecided ones before missed ones.
 
     Args:
@@ -43,35 +45,35 @@ def choose(candidates: Mapping[str, Measured], budget: Budget) -> Choice:
     checks = {name: judge(budget, measured) for name, measured in candidates.items()}
     verdicts = {name: worst(check.verdict for check in found) for name, found in checks.items()}
     met = [name for name in candidates if verdicts[name] == "met"]
-    order = _fastest_first(met, candidates) + sorted(
+    metric = "latency_p50_ms" if budget.latency_mean_ms is None else "latency_mean_ms"
+    order = _fastest_first(met, candidates, metric) + sorted(
         (name for name in candidates if name not in met),
         key=lambda name: (verdicts[name] == "missed", _excess(checks[name]), name),
     )
     chosen = order[0]
     ranked = tuple(
-        Ranked(name, checks[name], verdicts[name], _reason(name, chosen, checks, verdicts, candidates))
+        Ranked(name, checks[name], verdicts[name], _reason(name, chosen, checks, verdicts, candidates, metric))
         for name in order
     )
     return Choice(chosen, ranked)
 
 
-def _fastest_first(names: Sequence[str], candidates: Mapping[str, Measured]) -> list[str]:
+def _fastest_first(names: Sequence[str], candidates: Mapping[str, Measured], metric: str) -> list[str]:
     """Fastest first; within what is as fast as the fastest left, the smallest, then the most accurate."""
     left, order = list(names), []
     while left:
-        lead = min(left, key=lambda n: _p50(candidates[n]).value)
-        bound = _p50(candidates[lead]).high
-        tied = [n for n in left if _p50(candidates[n]).low <= bound]
+        lead = min(left, key=lambda n: _latency(candidates[n], metric).value)
+        bound = _latency(candidates[lead], metric).high
+        tied = [n for n in left if _latency(candidates[n], metric).low <= bound]
         best = min(tied, key=lambda n: (candidates[n]["size_mb"].value, candidates[n]["accuracy_drop_points"].value, n))
         order.append(best)
         left.remove(best)
     return order
 
 
-def _p50(measured: Measured) -> Measurement:
-    """Median latency; infinite where too few samples were taken to say."""
-    unknown = Measurement("latency_p50_ms", math.inf, math.inf, math.inf, 0, "")
-    return measured.get("latency_p50_ms", unknown)
+def _latency(measured: Measured, metric: str) -> Measurement:
+    """What counts as fast; infinite where too few samples were taken to say."""
+    return measured.get(metric, Measurement(metric, math.inf, math.inf, math.inf, 0, ""))
 
 
 def _excess(checks: Sequence[Check]) -> float:
@@ -92,6 +94,7 @@ def _reason(
     checks: Mapping[str, tuple[Check, ...]],
     verdicts: Mapping[str, Verdict],
     candidates: Mapping[str, Measured],
+    metric: str,
 ) -> str:
     if verdicts[name] != "met":
         open_checks = [check for check in checks[name] if check.verdict != "met"]
@@ -102,8 +105,9 @@ def _reason(
         slower = ratio is not None and ratio.high < 1
         return "fastest that meets the budget" + (", yet slower than the float teacher" if slower else "")
     mine, best = candidates[name], candidates[chosen]
-    if _p50(mine).low > _p50(best).high:
-        return f"meets the budget, but {_p50(mine).value / _p50(best).value:.2f}x as slow"
+    ours, theirs = _latency(mine, metric), _latency(best, metric)
+    if ours.low > theirs.high:
+        return f"meets the budget, but {ours.value / theirs.value:.2f}x as slow"
     if mine["size_mb"].value > best["size_mb"].value:
         return f"meets the budget and is as fast, but {mine['size_mb'].value / best['size_mb'].value:.2f}x as large"
     return "meets the budget, and is neither faster nor smaller"

@@ -174,26 +174,30 @@ def is_library(path: Path) -> bool:
     return bool({"site-packages", "dist-packages"} & set(path.parts)) or path.is_relative_to(_STDLIB)
 
 
-def imports(path: Path, module: str) -> Iterator[str]:
+def imports(path: Path, module: str) -> tuple[str, ...]:
     """Names of modules that a source file imports, at the top or inside functions, type-checking blocks left out."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in _running(_parse(path)):
+    return _imported(path, path.read_bytes(), package)
+
+
+@cache  # many steps stand on the same files, and reading one as Python takes longer than all else about it
+def _imported(path: Path, source: bytes, package: str) -> tuple[str, ...]:
+    found: list[str] = []
+    for node in _running(_parse(path, source)):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 parents = package.split(".")
                 base = ".".join([*parents[: len(parents) - node.level + 1], *([base] if base else [])])
-            yield base
-            for alias in node.names:
-                yield f"{base}.{alias.name}"
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(found)
 
 
-def _parse(path: Path) -> ast.Module:
+def _parse(path: Path, source: bytes | None = None) -> ast.Module:
     try:
-        return ast.parse(path.read_bytes())
+        return ast.parse(path.read_bytes() if source is None else source)
     except SyntaxError as error:
         text = (error.text or "").rstrip()
         raise InputError(Fault(f"is not Python: {error.msg}", "", str(path), error.lineno or 0, text)) from None

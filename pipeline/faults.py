@@ -5,17 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from pipeline import code
+from pipeline import space, stage_faults
 from pipeline.recipe import DataSpec, ModelSpec, Recipe, StageCall, TargetSpec
 from pipeline.sources import check_data, check_model
+from pipeline.space import SearchSpec
+from pipeline.stage_faults import Call
 from stages import STAGES
-from stages.base import Form
-from stages.settings import DistillConfig, ExportConfig
+from stages.settings import ExportConfig
 from targets.documents import Document, KeyPath, validate
 from targets.errors import Fault, InputError, nearest
 
@@ -25,14 +27,6 @@ M = TypeVar("M", bound=BaseModel)
 
 WRITTEN = {"report.html", "report.json", "report.md", "recipe.lock", "events.jsonl"}  # beside the targets' folders
 MISSING, UNKNOWN = "is required and missing", "unknown key"  # as `targets.wording` has them
-
-
-class Call(NamedTuple):
-    """One item of the list of stages: `stage` is None if it is faulty or unknown."""
-
-    at: KeyPath
-    name: str
-    stage: StageCall | None
 
 
 def check(doc: Document) -> Recipe:
@@ -54,9 +48,14 @@ def check(doc: Document) -> Recipe:
     if (model := _part(doc, ModelSpec, ("model",), given)) is not None:
         faults += _anchored(doc, ("model",), check_model(model, base))
     faults += _targets(doc, calls, base)
-    faults += _students(doc, calls, base)
+    faults += stage_faults.students(doc, calls or (), base)
     if calls is not None:
-        faults += _chain(doc, calls)
+        faults += stage_faults.chain(doc, calls)
+        faults += stage_faults.budget(doc, calls, base)
+        faults += stage_faults.joined(doc, calls)
+    asked = doc.value.get("search")
+    if asked is not None and (spec := _part(doc, SearchSpec, ("search",), asked)) is not None:
+        faults += list(space.faults(doc, spec, check, faults))
     if faults or recipe is None:
         raise InputError(sorted(_told_once(faults), key=lambda fault: fault.line))
     return recipe.model_copy(update={"stages": tuple(call.stage for call in calls or () if call.stage)})
@@ -140,6 +139,18 @@ def _misshapen(item: Any) -> tuple[str, str]:
     return f"holds {len(item)} stages ({', '.join(item)}), where one is expected", "start each with a dash of its own"
 
 
+def _order(doc: Document, at: KeyPath, limits: Any) -> Iterator[Fault]:
+    """Limits on percentiles that contradict each other: a rarer latency is never the shorter one."""
+    names = ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms")
+    known = [n for n in names if isinstance(limits, dict) and isinstance(limits.get(n), (int, float))]
+    for common, rare in pairwise(known):
+        if limits[common] > limits[rare]:
+            what = (
+                f"{limits[common]:g} is above {rare} {limits[rare]:g}, which no latency can hold without holding this"
+            )
+            yield doc.fault((*at, common), what, "leave it out, or set it below the rarer percentile's limit")
+
+
 def _targets(doc: Document, calls: Sequence[Call] | None, base: Path) -> Iterator[Fault]:
     """Profiles that are not there or have faults, names that are taken, and exports above a target's opset."""
     items = doc.value.get("targets")
@@ -161,6 +172,7 @@ def _targets(doc: Document, calls: Sequence[Call] | None, base: Path) -> Iterato
         if limits["energy_mj"] is not None and target.meter.energy_s == 0:
             what = f"energy is not counted on {name}: its meter.energy_s is 0, so this limit could never be met"
             yield doc.fault((*at, "budget", "energy_mj"), what, "leave it out, or raise meter.energy_s")
+        yield from _order(doc, (*at, "budget"), item.get("budget"))
         for call in calls or ():
             asked = call.stage.config.opset if call.stage and isinstance(call.stage.config, ExportConfig) else None
             if asked is not None and asked > target.opset:
@@ -169,58 +181,3 @@ def _targets(doc: Document, calls: Sequence[Call] | None, base: Path) -> Iterato
         first = taken.setdefault(name.casefold(), i)  # folders are named so, and some file systems ignore case
         if first != i:
             yield doc.fault(at, f"{name!r} is the name of targets[{first}] too", "give one of them a `name`")
-
-
-def _students(doc: Document, calls: Sequence[Call] | None, base: Path) -> Iterator[Fault]:
-    """Students whose source is not there or whose title is taken, and a second distillation that has students."""
-    branching: KeyPath | None = None
-    for at, _, stage in calls or ():
-        if stage is None or not isinstance(stage.config, DistillConfig):
-            continue
-        titles: dict[str, int] = {}
-        for j, student in enumerate(stage.config.students):
-            here: KeyPath = (*at, "students", j)
-            if student.source is not None:
-                if code.is_function(student.source):
-                    yield from _anchored(doc, here, code.faults_of(student.source, base))
-                else:
-                    what = f"{student.source!r} must be 'module:function'"
-                    yield doc.fault((*here, "source"), what, "for example stages.zoo:resnet")
-            first = titles.setdefault(student.title, j)
-            if first != j:
-                yield doc.fault(here, f"{student.title!r} is what students[{first}] is called", "give one a `name`")
-        if stage.config.students and branching is not None:
-            what = "has students, and an earlier distill has some too: a recipe branches once"
-            yield doc.fault((*at, "students"), what, "without students, distill trains what comes in")
-        if stage.config.students:
-            branching = at
-
-
-def _chain(doc: Document, calls: Sequence[Call]) -> Iterator[Fault]:
-    """Stages whose forms do not fit. One that takes an ONNX network may stand before the export, which runs first."""
-    model = doc.value.get("model")
-    source = model.get("source") if isinstance(model, dict) else None
-    form: Form = "onnx" if isinstance(source, str) and source.endswith(".onnx") else "torch"
-    start, exported = form, ""
-    waiting: dict[str, str] = {}  # stages that work on the exported network -> where they stand
-    for at, name, _ in calls:
-        if name not in STAGES:
-            continue
-        stage, place = STAGES[name], f"stages[{at[1]}].{name}"
-        needs = f"{name} takes a {stage.takes} network"
-        if stage.takes == "onnx":
-            if name in waiting:
-                yield doc.fault(at, f"{name} is done already, at {waiting[name]}", "keep one of the two")
-            waiting[name] = place
-        elif start == "onnx":
-            help = 'start from the torch network: model: {source: "module:function", weights: ...}'
-            yield doc.fault(at, f"{needs}; model.source is an ONNX file, which is not turned back into one", help)
-        elif form == "onnx":
-            yield doc.fault(at, f"{needs}; {exported} already made it onnx", f"put {name} before it")
-        elif waiting and stage.gives != "onnx":
-            before = next(iter(waiting.values()))
-            yield doc.fault(at, f"{needs}; {before} works on the exported one", f"put {name} before it")
-        elif stage.gives == "onnx":
-            form, exported = "onnx", place
-    if form == "torch" and all(call.name in STAGES for call in calls):
-        yield doc.fault(("stages",), "ends in a torch network, where an ONNX file is wanted", "add `- export: {}`")

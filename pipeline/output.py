@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import digests, reference
+from pipeline.judging import Outcome
 from pipeline.recipe import Recipe
 from pipeline.report import html, markdown, model
 from pipeline.report.model import CandidateRow, CheckRow, Report, StepRow, TargetRow, numbers
-from pipeline.runner import Outcome, Runner
+from pipeline.runner import Runner
 from pipeline.store import write_atomically
 from pipeline.validate import BASELINE
 from targets import artifact
@@ -42,15 +43,18 @@ _LIBRARIES = ("attar", "numpy", "onnx", "onnxruntime", "onnxscript", "torch", "t
 
 
 @contextmanager
-def prepared(out: Path) -> Iterator[Path]:
+def prepared(out: Path, mark: str = "recipe.lock") -> Iterator[Path]:
     """The empty folder beside `out` that takes the new files. Unusable input takes it away again; a kill leaves it.
+
+    Args:
+        mark: a file by which a folder is known as written by the same command.
 
     Raises:
         InputError: `out` exists and is not a folder that a run wrote (it will not be replaced), or cannot be written.
     """
     partial = out.parent / f"{out.name}.partial"
-    for folder, mark in ((out, "recipe.lock"), (partial, "events.jsonl")):
-        ours = folder.is_dir() and ((folder / mark).is_file() or not any(folder.iterdir()))
+    for folder, known in ((out, mark), (partial, "events.jsonl")):
+        ours = folder.is_dir() and ((folder / known).is_file() or not any(folder.iterdir()))
         if folder.exists() and not ours:
             raise InputError(f"{folder} exists and was not written by attar", help="give another folder with --out")
     if _old(out).exists() and not out.exists():  # a run was killed in the middle of `swap_in`

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from pipeline import space
 from pipeline.code import importable
+from pipeline.faults import check
 from pipeline.recipe import Recipe
 from stages import STAGES
 from stages.base import Origin
@@ -23,7 +25,7 @@ from targets.hardware import beyond
 from targets.measure import connect
 from targets.target import Target
 
-__all__ = ["preflight"]
+__all__ = ["preflight", "preflight_search"]
 
 # extra -> what it must bring
 _EXTRAS = {
@@ -61,6 +63,26 @@ def preflight(
         faults = list(_faults(recipe, document))
     if faults:
         raise InputError(faults)
+
+
+def preflight_search(recipe: Recipe, document: Document) -> None:
+    """Builds the networks that a search may come to, one value of its space at a time.
+
+    Raises:
+        InputError: all faults found.
+    """
+    if recipe.search is None or recipe.model.form == "onnx":
+        return
+    import stages.network  # noqa: F401  # as above
+
+    bare, found = space.without_search(document), []
+    with importable(document.folder):
+        for key, value in space.alternatives(recipe.search):
+            changed = bare.override(space.as_sets({key: value}))
+            at: KeyPath = ("search", "space", key)
+            found += [document.fault(at, space.said(key, value, f), f.help) for f in _faults(check(changed), changed)]
+    if found:
+        raise InputError(dict.fromkeys(found))
 
 
 def _unfit(target: Target, device: Device, document: Document, i: int) -> Iterator[Fault]:

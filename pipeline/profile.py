@@ -95,6 +95,11 @@ def profile(
     other = unlike(target, str(here.get("machine", "")), here.get("flags", ()))
     told = [f"{other}: the numbers are this machine's, not {target.name}'s"] if other else []
     told += notes(seen.measured)
+    told += [
+        f"{name}: the graph branches (If, Loop); its numbers are those of the way that this one input takes"
+        for name, model in seen.artifacts.items()
+        if model.branches
+    ]
     return Profile(
         attar=version("attar"),
         target=target.name,

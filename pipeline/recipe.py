@@ -18,6 +18,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
+from pipeline.space import SearchSpec
 from stages.base import Form
 from stages.settings import TrainConfig
 from targets import target as profiles
@@ -121,6 +122,8 @@ class Recipe(Frozen):
         description="such as [{use: local}]",
         json_schema_extra={"minItems": 1},  # not min_length: it would complain about every list with a faulty item too
     )
+
+    search: SearchSpec | None = Field(None, description="what `attar search` explores")
 
     @field_validator("targets")
     @classmethod

@@ -17,7 +17,16 @@ from pydantic import Field, ValidationError
 
 from pipeline import digests, reference
 from pipeline.report.model import CheckRow, Number, numbers
-from pipeline.validate import BASELINE, as_estimates, look, measured_rows, strange, strictly, turns_with_time
+from pipeline.validate import (
+    BASELINE,
+    as_estimates,
+    inputs_wanted,
+    look,
+    measured_rows,
+    strange,
+    strictly,
+    turns_with_time,
+)
 from targets.accuracy import accuracy, accuracy_drop, agreement
 from targets.budget import Measurement, Verdict, judge, worst
 from targets.devices import Device
@@ -110,7 +119,7 @@ def revalidate(
         return not other and any(map(turns_with_time, judge(ours.budget, now)))
 
     other = strange(ours, device)
-    measured = measure(ours, models, kept.inputs[:64], say, device, undecided)
+    measured = measure(ours, models, kept.inputs[: inputs_wanted(models.values())], say, device, undecided)
     found = measured_rows(measured, ours, confidence)["artifact"] | found
     counts, told = look(model, ours, measured.models["artifact"], found)
     found |= counts

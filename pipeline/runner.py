@@ -4,9 +4,7 @@
         in the store?   say so
         else            lock it, look again, compute it in a fresh folder, store it
     for each target:
-        measure         all candidates and the float teacher, in turns          } steps like any other:
-        choose          on validation, by the budget                            } keyed and stored
-        verdict         accuracy of the chosen one on test, once                }
+        measure, choose, verdict (`pipeline.judging`); more steps where a prune to the budget is tried again
     report
 
 A kill loses at most the step in hand, and of a training only the epoch in hand. A step that fails is not stored.
@@ -19,22 +17,23 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import digests, reference, validate
-from pipeline.choose import Choice, choose
 from pipeline.events import Events
-from pipeline.plan import Goal, Plan, PlannedStep
+from pipeline.judging import Judging, Outcome
+from pipeline.plan import COSTS_SEE
 from pipeline.recipe import Recipe
 from pipeline.splits import load_data
+from pipeline.steps import Plan, PlannedStep
 from pipeline.store import Entry, Store
 from stages import STAGES
-from stages.base import Candidate, Context, Origin, perform
+from stages.base import Candidate, Context, Origin, Step, perform
 from stages.data import Splits
-from targets.budget import Check, Measurement, judge
+from stages.settings import CostsConfig, DistillConfig
 from targets.devices import Device
 from targets.documents import Document, KeyPath, show_key
 from targets.energy import Spent, counting
@@ -43,9 +42,6 @@ from targets.measure import connect
 from targets.target import Target, facts, load, only
 
 __all__ = ["Outcome", "Runner", "StepDone"]
-
-
-_LOOKED_AT = ("device", "machine", "has_any", "has_none", "runtime", "meter", "energy")
 
 
 @dataclass(frozen=True)
@@ -67,21 +63,6 @@ class StepDone:
     def seconds(self) -> float:
         """What it took when it was computed."""
         return float(self.entry.values["seconds"])
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What was found on one target. `checks` are taken on test; `choice` was made on validation."""
-
-    goal: Goal
-    choice: Choice
-    measured: Mapping[str, Mapping[str, Measurement]]
-    raw: Mapping[str, Any]
-    merge: Mapping[str, Any] | None
-    findings: Mapping[str, tuple[str, ...]]
-    test: Mapping[str, Measurement]
-    checks: tuple[Check, ...]
-    reference: bytes
 
 
 @dataclass
@@ -115,8 +96,9 @@ class Runner:
         started = time.monotonic()
         self.events("run_started", steps=len(self.plan.steps) + 2 * len(self.plan.goals))
         for step in self.plan.steps:
-            self._keyed(step.key, step.title, step.stage, partial(self._compute, step))
-        outcomes = [self._judge(goal) for goal in self.plan.goals]
+            self.step(step)
+        judging = Judging(self)
+        outcomes = [judging.judge(goal.target.name) for goal in self.plan.goals]
         self.events("run_done", seconds=time.monotonic() - started)
         return outcomes
 
@@ -145,7 +127,30 @@ class Runner:
         """The store's record of a finished step."""
         return next(step.entry for step in self.done if step.key == key)
 
-    def _keyed(self, key: str, title: str, stage: str, compute: Callable[[Path, Path], Mapping[str, Any]]) -> Entry:
+    def measuring(self, title: str) -> AbstractContextManager[None]:
+        """Held while a step measures: one run of this store at a time."""
+        return self.store.lock("measure", partial(self.events, "waiting", title))
+
+    def step(self, step: PlannedStep) -> None:
+        """One step of the plan, if it was not done yet."""
+        if any(done.key == step.key for done in self.done):
+            return
+        entry = self.keyed(step.key, step.title, step.stage, partial(self._compute, step))
+        if step.kind == "costs" and not all(self.store.has(other.key) for other in self.plan.steps):
+            self._check_reach(step, entry)
+
+    def _check_reach(self, step: PlannedStep, entry: Entry) -> None:
+        """Before anything is trained: can the smallest structure hold the limits?"""
+        from stages.structure.survey import out_of_reach  # wakes torch
+
+        costs = json.loads(self.store.read(entry, "costs.json"))
+        for i, target in enumerate(self.recipe.resolved_targets(self.base)):
+            if step.target is None or facts(target, COSTS_SEE) != facts(step.target, COSTS_SEE):
+                continue
+            if told := out_of_reach(costs, target.budget):
+                raise InputError([self._placed(fault, ("targets", i, "budget")) for fault in told])
+
+    def keyed(self, key: str, title: str, stage: str, compute: Callable[[Path, Path], Mapping[str, Any]]) -> Entry:
         """Finds the step in the store, or computes and stores it."""
         entry = None if self.fresh else self.store.find(key)
         stored = entry is not None
@@ -192,30 +197,52 @@ class Runner:
 
     def _compute(self, step: PlannedStep, out: Path, scratch: Path) -> dict[str, Any]:
         """Runs one stage in its frame."""
-        seen = STAGES[step.stage].looks_at(step.config) if step.target else ()
         context = Context(
             data=self.data,
             out=out,
             scratch=scratch,
             seed=self.recipe.seed,
-            teacher=self.candidate(step.parents[1]) if len(step.parents) > 1 else None,
-            target=only(step.target, seen) if step.target else None,
-            say=partial(self._note, step.title),
+            teacher=self.candidate(step.teacher) if step.teacher else None,
+            others=tuple(map(self.candidate, step.others)),
+            costs=self.store.checkout(self.entry(step.costs)) if step.costs else None,
+            target=only(step.target, _looked_at(step)) if step.target else None,
+            say=partial(self.note, step.title),
             progress=lambda share, what: self.events("progress", step.title, share=share, what=what),
         )
         try:
-            if step.kind == "teacher":
-                made = self._teacher(context)
-            else:
-                assert step.config is not None
-                made = perform(STAGES[step.stage], self.candidate(step.parents[0]), step.config, context)
+            last = self._made(step, context)
         except InputError as error:
             raise InputError([self._placed(fault, step.at) for fault in error.faults]) from error
-        last = made.steps[-1]
         for note in last.notes:
             context.say(note)
         done = {"changed": last.changed, "notes": list(last.notes), "metrics": dict(last.metrics)}
-        return done if step.parents else {**done, "data": self._data_summary()}
+        return done if step.kind != "teacher" else {**done, "data": self._data_summary()}
+
+    def _made(self, step: PlannedStep, context: Context) -> Step:
+        """Leaves what a step makes in `context.out`; gives what is to be told about it."""
+        if step.kind == "teacher":
+            return self._teacher(context).steps[-1]
+        assert step.config is not None
+        if step.kind == "costs":
+            from stages.structure.survey import survey  # wakes torch
+
+            assert step.origin is not None
+            assert isinstance(step.config, CostsConfig)
+            with self.measuring(step.title):
+                return survey(step.origin, step.config, context)
+        if step.kind == "member":
+            from stages.family import member
+
+            made = member(self.store.checkout(self.entry(step.parents[1])), step.member, context.out)
+            return made.steps[-1]
+        candidate = self.candidate(step.parents[0])
+        if step.kind == "family":
+            from stages.family import family
+
+            assert isinstance(step.config, DistillConfig)
+            members = family((candidate, *context.others), step.config, context)
+            return Step("distill", notes=(f"{len(members)} subsets were trained together",))
+        return perform(STAGES[step.stage], candidate, step.config, context).steps[-1]
 
     def _placed(self, fault: Fault, at: KeyPath) -> Fault:
         """A fault that a stage found, with the line of the recipe that it is about."""
@@ -247,71 +274,11 @@ class Runner:
         origin = Origin(model.source, dict(model.args))
         return teach(origin, self.base / model.weights if model.weights else None, model.train, context)
 
-    def _judge(self, goal: Goal) -> Outcome:
-        """Measures all candidates, chooses one, and takes its verdict."""
-        found = self._measured(goal)
-        measured = {name: validate.read(values) for name, values in found["models"].items()}
-        choice = choose({name: measured[name] for name in goal.candidates}, goal.target.budget)
-        test, kept = self._tested(goal, choice.chosen)
-        on_target = {**measured[choice.chosen], "accuracy_drop_points": test["accuracy_drop_points"]}
-        findings = {name: tuple(told) for name, told in found["findings"].items()}
-        checks = judge(goal.target.budget, on_target)
-        return Outcome(goal, choice, measured, found["raw"], found["merge"], findings, test, checks, kept)
-
-    def _measured(self, goal: Goal) -> dict[str, Any]:
-        """All candidates and the float teacher on the target, with accuracy on validation."""
-        target, title = goal.target, f"measure on {goal.target.name}"
-        ends = {validate.BASELINE: goal.baseline, **goal.candidates}
-
-        def measure(out: Path, _scratch: Path) -> dict[str, Any]:
-            models = {name: self._onnx(key) for name, key in ends.items()}
-            say = partial(self._note, title)
-            with self.store.lock("measure", partial(self.events, "waiting", title)):  # one run at a time measures
-                found = validate.on_validation(target, models, self.data.validation, say, self.device(target))
-            (out / "measured.json").write_text(json.dumps(found), encoding="utf-8")
-            return {}
-
-        entry = self._keyed(self._key_on(target, "measure", ends), title, "measure", measure)
-        return json.loads(self.store.read(entry, "measured.json"))  # type: ignore[no-any-return]
-
-    def _tested(self, goal: Goal, chosen: str) -> tuple[dict[str, Measurement], bytes]:
-        """Accuracy of the chosen candidate beside the float teacher's, on test; and its reference file."""
-        ends = {validate.BASELINE: goal.baseline, chosen: goal.candidates[chosen]}
-
-        def verdict(out: Path, _scratch: Path) -> dict[str, Any]:
-            baseline, artifact = (self._onnx(key) for key in (goal.baseline, goal.candidates[chosen]))
-            keep, device = self.recipe.data.reference, self.device(goal.target)
-            test, kept = validate.on_test(goal.target, baseline, artifact, self.data.test, device, keep)
-            reference.save(kept, out / reference.NAME)
-            return {"test": test}
-
-        key = self._key_on(goal.target, "verdict", ends)
-        entry = self._keyed(key, f"verdict on {goal.target.name}", "verdict", verdict)
-        return validate.read(entry.values["test"]), self.store.read(entry, reference.NAME)
-
-    def _key_on(self, target: Target, stage: str, ends: Mapping[str, str]) -> str:
-        """Key of a step that looks at the machine itself. Limits on times enter that of measuring, which goes on until
-        they are decided; a change of another limit is judged anew from what was measured."""
-        limits = target.budget.model_dump(exclude_none=True) if stage == "measure" else {}
-        return digests.of_json(
-            {
-                "stage": stage,
-                "parents": ends,
-                "target": facts(target, _LOOKED_AT),
-                "reference": self.recipe.data.reference if stage == "verdict" else None,
-                "limits": {name: limit for name, limit in limits.items() if name.startswith(("latency_", "speedup_"))},
-                "machine": self.device(target).identity(),
-                "data": self.plan.data,
-                "seed": self.recipe.seed,
-                "code": digests.of_code("pipeline.validate"),
-                "libraries": digests.of_libraries(("numpy", "onnxruntime")),
-            }
-        )
-
-    def _note(self, title: str, text: str) -> None:
+    def note(self, title: str, text: str) -> None:
+        """Tells a person one sentence about a step or a candidate."""
         self.events("note", title, text=text)
 
-    def _onnx(self, key: str) -> Path:
-        path = self.candidate(key).onnx
-        assert path is not None, "a chain ends in an ONNX file: the recipe's check holds this"
-        return path
+
+def _looked_at(step: PlannedStep) -> tuple[str, ...]:
+    """Fields of the target that a step gets to see. Costs look at which percentiles have limits, not at the limits."""
+    return (*COSTS_SEE, "budget") if step.kind == "costs" else STAGES[step.stage].looks_at(step.config)

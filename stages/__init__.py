@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stages.base import Stage
-from stages.settings import DistillConfig, ExportConfig, PruneConfig, QuantizeConfig
+from stages.settings import CascadeConfig, DistillConfig, ExportConfig, PruneConfig, QuantizeConfig
+from targets.budget import COSTS, METRICS
 
 __all__ = ["STAGES"]
+
+_MEASURES = (
+    *("device", "connection", "machine", "has_any", "has_none", "runtime", "meter", "energy"),
+    *("int8", "opset", "ir_version"),
+)
 
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
@@ -24,12 +30,13 @@ STAGES: Mapping[str, Stage] = {
         ),
         Stage(
             name="prune",
-            summary="structured pruning: whole channels leave, and every layer that reads them shrinks",
+            summary="structured pruning: blocks and channels leave until a budget or a ratio holds",
             Config=PruneConfig,
             run="stages.prune:prune",
             takes="torch",
             gives="torch",
             sees=("channel_multiple",),
+            sees_if={"to": (*_MEASURES, *(f"budget.{metric}" for metric in METRICS if metric in COSTS))},
             libraries=("torch", "torch-pruning"),
         ),
         Stage(
@@ -53,6 +60,16 @@ STAGES: Mapping[str, Stage] = {
             sees_if={"pays": ("device", "connection", "machine", "has_any", "has_none", "runtime")},
             needs_teacher=True,
             libraries=("onnx", "onnxruntime", "torch", "neural-compressor", "torchao"),
+            extra=None,
+        ),
+        Stage(
+            name="cascade",
+            summary="two branches in one graph: the small one answers where it is sure, the large one elsewhere",
+            Config=CascadeConfig,
+            run="stages.cascade:cascade",
+            takes="onnx",
+            gives="onnx",
+            libraries=("onnx", "onnxruntime"),
             extra=None,
         ),
     )

@@ -65,13 +65,18 @@ class Surgery:
     Attributes:
         module: dotted name of the module as `named_modules()` gives it.
         kind: "out" or "in": remove these output / input channels (or features) of that one module;
-            "norm": remove these channels of a normalization; "identity": replace the module by `nn.Identity`.
-        indexes: channels to remove, as numbered when the cut is replayed (after the cuts before it).
+            "norm": remove these channels of a normalization; "identity": the module hands its first input on;
+            "zero": the module gives zeros, so that the sum behind it is what comes by the other way;
+            "count": `module` names an integer attribute ("attn.num_heads"), which counts so many less.
+        indexes: channels to remove, as numbered when the cut is replayed (after the cuts before it). For "identity" and
+            "zero": (place, length) of the tensor in the tuple that the module returns; empty: it returns the tensor.
+        idle: modules that only worked for one that gives zeros now; they hand on what they get, to nobody.
     """
 
     module: str
-    kind: Literal["out", "in", "norm", "identity"]
+    kind: Literal["out", "in", "norm", "count", "identity", "zero"]
     indexes: tuple[int, ...] = ()
+    idle: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,9 @@ class Candidate:
         state = json.loads((folder / "candidate.json").read_text(encoding="utf-8"))
         state["origin"] = Origin(**state["origin"])
         state["signature"] = Signature(**state["signature"] | {"input_shape": tuple(state["signature"]["input_shape"])})
-        state["surgery"] = tuple(Surgery(**s | {"indexes": tuple(s["indexes"])}) for s in state["surgery"])
+        state["surgery"] = tuple(
+            Surgery(s["module"], s["kind"], tuple(s["indexes"]), tuple(s.get("idle", ()))) for s in state["surgery"]
+        )
         state["steps"] = tuple(Step(**s | {"notes": tuple(s["notes"])}) for s in state["steps"])
         for key in ("weights", "onnx"):
             state[key] = None if state[key] is None else folder / state[key]

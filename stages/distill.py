@@ -26,7 +26,7 @@ from stages.teacher import check_fit, measured
 from stages.training import Batch, accuracy, predict, train
 from targets.errors import Fault, InputError, StageError, nearest
 
-__all__ = ["Distillation", "distill"]
+__all__ = ["Distillation", "begin", "distill", "teaching"]
 
 CACHED = 50_000_000  # logits that may be kept in memory: 200 MB
 
@@ -41,21 +41,16 @@ def distill(candidate: Candidate, config: DistillConfig, context: Context) -> Ca
         StageError: there is no teacher, there are several students (each is a branch of its own), the network has no
             such subset, features do not fit, or training failed.
     """
-    if context.teacher is None or context.teacher.weights is None:
-        raise StageError("distill needs a teacher with torch weights")
+    teacher, basis = teaching(context)
     if len(config.students) > 1:
         raise StageError(
             f"distill makes one student at a time and got {len(config.students)}: give each its own branch"
         )
-    teacher = build(context.teacher).requires_grad_(False)
-    if len(context.data.input_shape) == 3:
-        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as its inputs will be
     student, module = candidate, build(candidate)
     notes: tuple[str, ...] = ()
     if config.students:
-        student, module, notes = _begin(candidate, module, config.students[0], context)
+        student, module, notes = begin(candidate, module, config.students[0], context)
     loss = Distillation(module, teacher, config, context)
-    basis = hashlib.sha256(context.teacher.weights.read_bytes()).hexdigest()
     train(module, config, context.data, loss, context, student.name, basis)
     save_weights(module, context.out / "weights.safetensors")
     metrics = measured(module, context.data)
@@ -66,10 +61,24 @@ def distill(candidate: Candidate, config: DistillConfig, context: Context) -> Ca
     return result
 
 
-def _begin(
+def teaching(context: Context) -> tuple[nn.Module, str]:
+    """(the teacher's network in eval mode and without gradients, the digest of its weights).
+
+    Raises:
+        StageError: there is no teacher with torch weights.
+    """
+    if context.teacher is None or context.teacher.weights is None:
+        raise StageError("distill needs a teacher with torch weights")
+    teacher = build(context.teacher).requires_grad_(False)
+    if len(context.data.input_shape) == 3:
+        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as its inputs will be
+    return teacher, hashlib.sha256(context.teacher.weights.read_bytes()).hexdigest()
+
+
+def begin(
     candidate: Candidate, module: nn.Module, student: Student, context: Context
 ) -> tuple[Candidate, nn.Module, tuple[str, ...]]:
-    """(the student before training, its network, notes)."""
+    """(the student before training, its network, notes); `candidate` and `module`, its network, stay as they are."""
     if student.source is not None:
         origin = Origin(student.source, student.args)
         own = construct(origin, context.seed)
@@ -114,9 +123,22 @@ class Distillation(nn.Module):
 
     def forward(self, student: nn.Module, batch: Batch) -> Tensor:
         """A network in train mode and a batch -> a scalar."""
-        config = self._config
         with _watched(student, self._names) as ours:
             logits = student(batch.inputs)
+        total, theirs = self._answers(logits, batch)
+        for name, weight in self._features.items():
+            total = total + weight * losses.feature(self._projected(name, ours[name]), theirs[name])
+        for name, weight in self._attention.items():
+            total = total + weight * losses.attention(ours[name], theirs[name])
+        return total
+
+    def answers(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The part of the loss that looks at a student's logits (batch, classes) alone: labels and soft targets."""
+        return self._answers(logits, batch)[0]
+
+    def _answers(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """(that part, the teacher's features if any are asked for)."""
+        config = self._config
         theirs: dict[str, Tensor] = {}
         if self._known is not None:
             taught = self._known[batch.index]
@@ -125,14 +147,11 @@ class Distillation(nn.Module):
                 taught = self._teacher[0](batch.inputs)
         total = config.label_weight * F.cross_entropy(logits, batch.labels)
         if config.soft_weight:
-            total = total + config.soft_weight * self._soft(logits, taught, batch.labels)
-        for name, weight in self._features.items():
-            total = total + weight * losses.feature(self._projected(name, ours[name]), theirs[name])
-        for name, weight in self._attention.items():
-            total = total + weight * losses.attention(ours[name], theirs[name])
-        return total
+            total = total + config.soft_weight * self.soft(logits, taught, batch.labels)
+        return total, theirs
 
-    def _soft(self, logits: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
+    def soft(self, logits: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
+        """How far logits (batch, classes) are from those of whoever teaches, by the loss that the settings name."""
         match self._config.loss:
             case "kd":
                 return losses.kd(logits, taught, self._config.temperature)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
+from onnx.numpy_helper import to_array
 
 from stages import graph, parity
 from stages.base import Candidate, Context, Signature, Step
@@ -38,6 +39,9 @@ CHATTER = (
     "onnxscript.version_converter",
 )
 TREESPEC = r"`isinstance\(treespec, LeafSpec\)` is deprecated"  # torch's own code, met while it copies a program
+
+# The same of recurrent layers, which keep their weights in a list too.
+FLAT_WEIGHTS = r"The tensor attributes? (self[\w.]*\._flat_weights\[\d+\](, )?)+ (was|were) assigned during export"
 
 
 def export(candidate: Candidate, config: ExportConfig, context: Context) -> Candidate:
@@ -92,7 +96,7 @@ def trace(module: torch.nn.Module, example: graph.Floats) -> ExportedProgram:
         StageError: the pass depends on values, or on the length of the batch.
     """
     try:
-        with quiet(messages=[TREESPEC]):
+        with quiet(messages=[TREESPEC, FLAT_WEIGHTS]):
             batch = torch.export.Dim(BATCH, min=1)
             return torch.export.export(module, (torch.from_numpy(example),), dynamic_shapes=({0: batch},), strict=False)
     except Exception as error:  # torch raises many types, from deep inside
@@ -127,10 +131,33 @@ def to_onnx(program: ExportedProgram, signature: Signature, opset: int) -> Model
             f"{graph.opset_of(model)}. Choose a target that takes opset {graph.opset_of(model)}"
         )
     graph.strip(model)
+    _drop_zero_sums(model, set(program.state_dict))
     graph.rename(model, _origins(made.exported_program))
     graph.name_nodes(model)
     _name_batch(model)
     return model
+
+
+def _drop_zero_sums(model: ModelProto, weights: set[str]) -> None:
+    """Removes, in place, sums with constant zeros: what is left of a residual branch that was cut and had a scale of
+    its own. The exporter and onnxruntime drop only those with a single zero. Weights stay, zero as they may be before
+    training: an untrained network must cost what a trained one does."""
+    top = model.graph
+    made = [t for t in top.initializer if t.name not in weights and t.data_type == TensorProto.FLOAT]
+    zeros = {t.name for t in made if not to_array(t).any()}
+    shapes = {v.name: v.type.tensor_type.shape for v in (*top.input, *top.value_info, *top.output)}
+    kept = {value.name for value in top.output}
+    for node in list(top.node):
+        rest = [name for name in node.input if name not in zeros]
+        if node.op_type != "Add" or len(rest) != 1 or node.output[0] in kept or rest[0] not in shapes:
+            continue
+        if shapes[rest[0]] == shapes.get(node.output[0]):
+            top.node.remove(node)
+            for reader in top.node:
+                reader.input[:] = [rest[0] if name == node.output[0] else name for name in reader.input]
+    read = {name for node in top.node for name in node.input} | kept
+    for tensor in [t for t in top.initializer if t.name in zeros and t.name not in read]:
+        top.initializer.remove(tensor)
 
 
 def _origins(decomposed: ExportedProgram) -> dict[str, str]:

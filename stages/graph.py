@@ -24,6 +24,7 @@ __all__ = [
     "Tally",
     "bring_weights",
     "from_onnx",
+    "graphs",
     "int8_form",
     "name_nodes",
     "opset_of",
@@ -73,7 +74,7 @@ def strip(model: ModelProto) -> None:
     model.ClearField("doc_string")
     del model.metadata_props[:]
     domains = {""}
-    for inner in _graphs(model.graph):
+    for inner in graphs(model.graph):
         constants = {tensor.name for tensor in inner.initializer}
         infos = [info for info in inner.value_info if info.name not in constants]
         del inner.value_info[:]
@@ -88,14 +89,14 @@ def strip(model: ModelProto) -> None:
         model.opset_import.extend(opsets)
 
 
-def _graphs(top: GraphProto) -> Iterator[GraphProto]:
+def graphs(top: GraphProto) -> Iterator[GraphProto]:
     """A graph and those inside its If and Loop nodes."""
     yield top
     for node in top.node:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
                 if inner.node:
-                    yield from _graphs(inner)
+                    yield from graphs(inner)
 
 
 def rename(model: ModelProto, names: Mapping[str, str]) -> None:
@@ -135,7 +136,7 @@ def opset_of(model: ModelProto) -> int:
 
 def int8_form(model: ModelProto) -> str | None:
     """The first operator that shows that a graph is quantized already, or None."""
-    for node in model.graph.node:
+    for node in (node for inner in graphs(model.graph) for node in inner.node):
         if node.op_type in QUANTIZED or node.op_type.startswith("QLinear"):
             return str(node.op_type)
     return None
@@ -156,17 +157,20 @@ class Tally:
 
 def tally(model: ModelProto) -> Tally:
     """Counts a graph in QDQ form: a node is int8 if all floats that it reads come out of DequantizeLinear and all that
-    it makes go into QuantizeLinear. That is the unit that runtimes replace by an int8 kernel."""
-    makers = {name: node.op_type for node in model.graph.node for name in node.output}
-    readers: dict[str, set[str]] = {value.name: {"the caller"} for value in model.graph.output}
-    for node in model.graph.node:
+    it makes go into QuantizeLinear. That is the unit that runtimes replace by an int8 kernel. What lies in branches
+    counts too; If and Loop themselves do not."""
+    parts = list(graphs(model.graph))
+    nodes = [node for inner in parts for node in inner.node]
+    makers = {name: node.op_type for node in nodes for name in node.output}
+    readers: dict[str, set[str]] = {value.name: {"the caller"} for inner in parts for value in inner.output}
+    for node in nodes:
         for name in node.input:
             readers.setdefault(name, set()).add(node.op_type)
     floats = _float_values(model)
     int8, left = 0, Counter[str]()
-    for node in model.graph.node:
+    for node in nodes:
         reads, makes = floats.intersection(node.input), floats.intersection(node.output)
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") or not (reads or makes):
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "If", "Loop") or not (reads or makes):
             continue
         if all(makers.get(name) == "DequantizeLinear" for name in reads) and all(
             readers.get(name) == {"QuantizeLinear"} for name in makes
@@ -178,9 +182,11 @@ def tally(model: ModelProto) -> Tally:
 
 
 def _float_values(model: ModelProto) -> set[str]:
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    kinds = {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.output, *graph.value_info)}
-    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    kinds: dict[str, int] = {}
+    for graph in graphs(onnx.shape_inference.infer_shapes(model).graph):
+        infos = (*graph.input, *graph.output, *graph.value_info)
+        kinds |= {info.name: info.type.tensor_type.elem_type for info in infos}
+        kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     return {name for name, kind in kinds.items() if kind == TensorProto.FLOAT}
 
 

@@ -29,6 +29,7 @@ from targets.errors import Fault, InputError, StageError, nearest
 
 __all__ = [
     "build",
+    "channels",
     "construct",
     "load_weights",
     "macs",
@@ -228,6 +229,12 @@ def matching(module: nn.Module, patterns: Iterable[str]) -> list[str]:
 def parameters(module: nn.Module) -> int:
     """Number of trainable numbers; what is shared counts once."""
     return sum(p.numel() for p in module.parameters())
+
+
+def channels(module: nn.Module) -> int:
+    """Output channels (or features) of all convolutions and linear layers together."""
+    layers = (m for m in module.modules() if isinstance(m, (nn.Linear, *CONVOLUTIONS)))
+    return sum(m.out_features if isinstance(m, nn.Linear) else m.out_channels for m in layers)
 
 
 def macs(module: nn.Module, input_shape: Sequence[int]) -> int:

@@ -1,5 +1,7 @@
 """Structured pruning: whole channels leave, and every layer that reads them shrinks.
 
+to a budget: see `stages.structure.budget`; by a ratio:
+
 for each round:
     importance of every channel, taken on the network as it is now
     keep: given, or the share that reaches the wanted speedup, found by bisection
@@ -14,10 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from stages.base import Candidate, Context, Step
-from stages.network import build, macs, parameters, prove_rebuilt, save_weights
+from stages.network import build, channels, macs, parameters, prove_rebuilt, save_weights
 from stages.settings import PruneConfig
 from stages.structure.channels import narrowing
-from stages.structure.surgery import CONVOLUTIONS
 from stages.structure.trial import examples
 from stages.teacher import measured
 
@@ -25,16 +26,20 @@ __all__ = ["prune"]
 
 
 def prune(candidate: Candidate, config: PruneConfig, context: Context) -> Candidate:
-    """Removes channels from a torch network; recovery is a `distill` that follows.
+    """Removes channels from a torch network, and blocks where a budget decides; recovery is a `distill` that follows.
 
     The step's metrics are those of `stages.teacher.measured`, `parameters_before`, `macs_before`, and `channels_kept`:
     the share (0..1) of all layers' output channels that is left.
 
     Raises:
-        InputError: a pattern in `exclude` matches nothing.
+        InputError: a pattern in `exclude` matches nothing, or the budget cannot be reached.
         StageError: the network cannot be traced, the speedup cannot be reached, or the network that was cut and the one
             that is built again differ.
     """
+    if config.to == "budget":
+        from stages.structure.budget import to_budget  # what measures structures is needed by nothing else here
+
+        return to_budget(candidate, config, context)
     module = before = build(candidate)
     inputs = examples(context.data)
     shape = candidate.signature.input_shape
@@ -75,7 +80,7 @@ def prune(candidate: Candidate, config: PruneConfig, context: Context) -> Candid
             | {
                 "parameters_before": parameters(before),
                 "macs_before": macs(before, shape),
-                "channels_kept": _channels(module) / _channels(before),
+                "channels_kept": channels(module) / channels(before),
             },
         ),
         surgery=surgery,
@@ -95,8 +100,3 @@ def _gradients(module: nn.Module, context: Context, samples: int) -> None:
         logits = module(torch.from_numpy(x))
         loss = F.cross_entropy(logits, torch.from_numpy(labels), reduction="sum") / count
         loss.backward()  # type: ignore[no-untyped-call]
-
-
-def _channels(module: nn.Module) -> int:
-    layers = (m for m in module.modules() if isinstance(m, (nn.Linear, *CONVOLUTIONS)))
-    return sum(m.out_features if isinstance(m, nn.Linear) else m.out_channels for m in layers)

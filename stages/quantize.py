@@ -83,7 +83,7 @@ def quantize(candidate: Candidate, config: QuantizeConfig, context: Context) -> 
         rules,
         folded,
         op_types,
-        exclude=frozenset({*_after_folding(folded, excluded), *kept}),
+        exclude=frozenset({*rules_of.after_folding(folded, excluded), *kept}),
         batch_size=size,
         extremes=looked.ranges,
     )
@@ -104,6 +104,8 @@ def _by_rule(kept: Mapping[str, str]) -> list[str]:
 
 
 def _check(model: ModelProto, candidate: Candidate) -> None:
+    if any(step.stage == "cascade" and step.changed for step in candidate.steps):
+        raise StageError(f"{candidate.name} is a cascade, the last stage there is: quantize its two networks before")
     found = graph.int8_form(model)
     if found:
         raise StageError(f"{candidate.name} is quantized already: its graph holds {found}")
@@ -132,12 +134,6 @@ def _excluded(model: ModelProto, patterns: tuple[str, ...]) -> list[str]:
     if faults:
         raise InputError(faults)
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-
-
-def _after_folding(folded: ModelProto, excluded: list[str]) -> list[str]:
-    """Nodes that stand for the excluded ones: a fusion keeps a name or puts its own behind it, "fc/MatMulAddFusion"."""
-    gone = set(filter(None, excluded))
-    return [node.name for node in folded.graph.node if node.name in gone or node.name.rpartition("/")[0] in gone]
 
 
 def _decided(bench: Bench) -> tuple[Attempt | None, list[str]]:

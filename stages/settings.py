@@ -8,7 +8,16 @@ from pydantic import Field, JsonValue, model_validator
 
 from targets.documents import Frozen
 
-__all__ = ["CascadeConfig", "DistillConfig", "ExportConfig", "PruneConfig", "QuantizeConfig", "Student", "TrainConfig"]
+__all__ = [
+    "CascadeConfig",
+    "CostsConfig",
+    "DistillConfig",
+    "ExportConfig",
+    "PruneConfig",
+    "QuantizeConfig",
+    "Student",
+    "TrainConfig",
+]
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
@@ -125,6 +134,16 @@ class ExportConfig(Frozen):
         1e-4, description="largest difference allowed, as a share of the largest output"
     )
     samples: Annotated[int, Field(ge=1)] = Field(64, description="validation examples compared")
+
+
+class CostsConfig(Frozen):
+    """In what form structures are measured: as the recipe's stages will ship them."""
+
+    int8: bool = False
+    pays: bool = True  # float ships where int8 is slower
+    float_nodes: tuple[str, ...] = ()  # patterns of nodes that stay float in an int8 graph
+    exclude: tuple[str, ...] = ()  # patterns of modules that stay whole
+    opset: int | None = None
 
 
 class CascadeConfig(Frozen):

@@ -24,7 +24,15 @@ from stages import STAGES
 from stages.base import Candidate, Context, Origin, Stage, perform
 from stages.data import Preprocessing, Split, Splits
 from stages.network import build, save_weights
-from stages.settings import DistillConfig, ExportConfig, PruneConfig, QuantizeConfig, Student, TrainConfig
+from stages.settings import (
+    CascadeConfig,
+    DistillConfig,
+    ExportConfig,
+    PruneConfig,
+    QuantizeConfig,
+    Student,
+    TrainConfig,
+)
 from stages.teacher import teach
 from targets.documents import Frozen
 from targets.errors import StageError
@@ -257,10 +265,13 @@ class Case:
 
     Attributes:
         after: stages, by name, that run before with the settings of their own cases.
+        beside: arguments of a second `tiny_cnn` that goes through the same, for a stage that joins two; None: there is
+            no second.
     """
 
     config: Frozen
     after: tuple[str, ...] = field(default=())
+    beside: Mapping[str, Any] | None = None
 
 
 CASES: Mapping[str, Case] = {
@@ -268,6 +279,7 @@ CASES: Mapping[str, Case] = {
     "prune": Case(PruneConfig(keep=0.5)),
     "export": Case(ExportConfig(samples=8)),
     "quantize": Case(QuantizeConfig(samples=32, batch_size=16), after=("export",)),
+    "cascade": Case(CascadeConfig(drop_points=100), after=("export",), beside={"width": 2}),
 }
 
 
@@ -301,10 +313,20 @@ def battery(
 def _prepared(case: Case, folder: Path) -> tuple[Candidate, Context]:
     """(the candidate that the stage takes, the context to run it in)."""
     data = tiny_splits()
-    teacher = candidate = tiny_teacher(folder / "teacher", data, epochs=2)
+    teacher = tiny_teacher(folder / "teacher", data, epochs=2)
+    ready = [_after(case, teacher, folder, data)]
+    if case.beside is not None:
+        second = tiny_teacher(folder / "second", data, epochs=2, **case.beside)
+        ready.append(_after(case, second, folder / "beside", data))
+    candidate, *others = ready
+    return candidate, context(folder / "run", data, teacher=teacher, others=tuple(others))
+
+
+def _after(case: Case, teacher: Candidate, folder: Path, data: Splits) -> Candidate:
+    candidate = teacher
     for name in case.after:
         candidate = perform(STAGES[name], candidate, CASES[name].config, context(folder / name, data, teacher=teacher))
-    return candidate, context(folder / "run", data, teacher=teacher)
+    return candidate
 
 
 def _works(stage: Stage, case: Case, folder: Path) -> None:
@@ -328,7 +350,7 @@ def _works(stage: Stage, case: Case, folder: Path) -> None:
 def _repeats(stage: Stage, case: Case, folder: Path) -> None:
     """Same inputs, same seed: same bytes in every file."""
     candidate, once = _prepared(case, folder)
-    again = replace(context(folder / "again", once.data), teacher=once.teacher)
+    again = replace(context(folder / "again", once.data), teacher=once.teacher, others=once.others)
     perform(stage, candidate, case.config, once)
     perform(stage, candidate, case.config, again)
     assert digest_of(once.out) == digest_of(again.out) != {}

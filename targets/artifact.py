@@ -26,6 +26,9 @@ MAX_BYTES = 2**31 - 1
 """What one protobuf message can hold; https://protobuf.dev/programming-guides/encoding/#size-limit"""
 
 
+_BRANCHING = {"If", "Loop", "Scan"}
+
+
 @dataclass(frozen=True)
 class Value:
     """One input or output.
@@ -48,6 +51,7 @@ class Artifact:
         sha256: of the file's bytes, hexadecimal.
         size_bytes: of the file.
         opset: version of the standard operator set that it uses.
+        branches: it holds If, Loop or Scan: what it computes, and how long that takes, can depend on the input.
     """
 
     path: Path
@@ -57,6 +61,7 @@ class Artifact:
     ir_version: int
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
+    branches: bool = False
 
 
 def load(path: Path, *, batched: bool = True) -> Artifact:
@@ -102,7 +107,10 @@ def load(path: Path, *, batched: bool = True) -> Artifact:
                     "the first axis of every input and output must be the batch: a fixed number, or a name",
                 )
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    return Artifact(path, hashlib.sha256(data).hexdigest(), len(data), opset, model.ir_version, inputs, outputs)
+    branches = any(node.op_type in _BRANCHING for part in (model.graph, *model.functions) for node in part.node)
+    return Artifact(
+        path, hashlib.sha256(data).hexdigest(), len(data), opset, model.ir_version, inputs, outputs, branches
+    )
 
 
 def _fault(path: Path, what: str, help: str) -> InputError:

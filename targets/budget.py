@@ -14,7 +14,7 @@ from pydantic import Field
 
 from targets.documents import Frozen
 
-__all__ = ["METRICS", "Budget", "Check", "Measurement", "Verdict", "judge", "worst"]
+__all__ = ["COSTS", "METRICS", "Budget", "Check", "Measurement", "Verdict", "judge", "worst"]
 
 Verdict = Literal["met", "missed", "inconclusive", "failed"]
 
@@ -30,6 +30,10 @@ class Budget(Frozen):
     latency_p50_ms: Positive | None = Field(None, description="median latency of one request at batch 1, milliseconds")
     latency_p95_ms: Positive | None = Field(None, description="95th percentile of latency at batch 1, milliseconds")
     latency_p99_ms: Positive | None = Field(None, description="99th percentile of latency at batch 1, milliseconds")
+    latency_mean_ms: Positive | None = Field(
+        None,
+        description="mean latency of one request at batch 1, milliseconds: what counts where some inputs take longer",
+    )
     throughput_per_s: Positive | None = Field(None, description="inferences a second that must at least be reached")
     size_mb: Positive | None = Field(None, description="size of the model file, megabytes (10^6 bytes)")
     peak_memory_mb: Positive | None = Field(None, description="peak resident memory of a serving process, megabytes")
@@ -49,6 +53,9 @@ class Budget(Frozen):
 METRICS: Mapping[str, Literal["at most", "at least"]] = {
     name: "at least" if name in ("throughput_per_s", "speedup_p50") else "at most" for name in Budget.model_fields
 }
+
+COSTS = frozenset(METRICS) - {"accuracy_drop_points", "fallback_nodes", "float_int8_nodes"}
+"""Metrics that a smaller structure makes better."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ DEVICES: Mapping[str, Callable[[Target], Device]] = {"local": LocalDevice, "ssh"
 """By the scheme of `Target.device`."""
 
 _MEMORY_RUNS = 3
+_CIRCLES = 3
 _START_S = 300.0  # for a slow device to start Python, import the runtime and create sessions
 
 
@@ -87,7 +88,8 @@ def measure(
 ) -> Measured:
     """Measures models in turns on the target's device: all that `targets.probe` can say about them but their outputs.
 
-    Takes `meter.samples` latencies of each model (more where the budget limits a percentile that needs more). While
+    Takes `meter.samples` latencies of each model (more where the budget limits a percentile that needs more, and three
+    on each input where a model's time depends on it). While
     they decide nothing, goes on sampling, twice as many each time, in a fresh process each time; all within
     `meter.max_seconds` for each model.
 
@@ -107,6 +109,7 @@ def measure(
     for metric, q in PERCENTILES.items():
         if getattr(target.budget, metric, None) is not None:
             job["meter"]["samples"] = max(job["meter"]["samples"], samples_needed(q, meter.confidence))
+    _in_circles(job, found.values(), len(sample))
     tasks = ["session", "latency", "throughput", "operators"] + ["energy"] * (meter.energy_s > 0)
     timeout_s = time_limit_s(target, len(models))
     device = connect(target) if device is None else device
@@ -152,6 +155,7 @@ def race(
     """
     found = {name: _checked(path, sample, batch_one=True) for name, path in models.items()}
     job, timeout_s = job_for(target), time_limit_s(target, len(models))
+    _in_circles(job, found.values(), len(sample))
     device = connect(target) if device is None else device
     check_runtime(found.values(), device)
     with _laid_out(target, device, models, found, sample, say) as (workspace, jobs):
@@ -160,6 +164,12 @@ def race(
         got = {name: Samples.of(row, found[name].size_bytes) for name, row in answer["models"].items()}
         measured = Measured({"device": target.device, "target": target.name, **answer["environment"]}, got)
         return _longer(measured, job, jobs, workspace, timeout_s, undecided, say)
+
+
+def _in_circles(job: dict[str, Any], models: Iterable[artifact.Artifact], inputs: int) -> None:
+    """Where a model's time depends on the input, each one is taken several times, and all as often."""
+    if any(model.branches for model in models):
+        job["meter"]["samples"] = max(job["meter"]["samples"], _CIRCLES * inputs)
 
 
 @contextmanager

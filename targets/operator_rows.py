@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from targets.source_graph import Node, Source, family
-from targets.statistics import Interval, quantile_interval
+from targets.statistics import Interval, mean_interval, quantile_interval
 
 __all__ = ["COPIES", "FLOATS", "ROUNDING", "Operator", "operators", "profiler_us"]
 
@@ -38,8 +38,9 @@ class Operator:
     Attributes:
         name, op_type, provider: of the graph that ran; `source` is the file's own node, where that can be told.
         precision: what it computes with: "int8", "float32", ...; "mixed" where it turns one into the other.
-        us, us_low, us_high: median time in a run and its interval, microseconds, without the profiler's own.
-        profiled_us: the median as the profiler gave it.
+        us, us_low, us_high: median time in a run and its interval, microseconds, without the profiler's own; of what
+            did not run every time (in a branch), the mean.
+        profiled_us: the same as the profiler gave it.
         share: of the time in all operators, 0..1.
         macs: multiply-accumulates of one run; None where they are not counted (all but convolutions and matrix
             products) or cannot be.
@@ -81,7 +82,10 @@ def profiler_us(answer: Mapping[str, Any], latency_us: float | None) -> float:
     """What the profiler added to each operator, microseconds: all together cannot take longer than a run without it.
 
     That counts the time between operators as theirs, so the true figure is a little higher. It is never above the
-    shortest operator: a machine that was busier under the profiler would show here too."""
+    shortest operator: a machine that was busier under the profiler would show here too. 0 where what ran differed from
+    run to run: medians of parts and of the whole then do not belong together."""
+    if any(map(_at_times, answer["nodes"])):
+        return 0.0
     medians = [float(np.median(row["us"])) for row in answer["nodes"]]
     if not medians or latency_us is None:
         return 0.0
@@ -99,15 +103,21 @@ def operators(
         latency_us: median of a run without the profiler; without it, times are the profiler's.
     """
     added = profiler_us(answer, latency_us)
-    raw = [_timed(row["us"], confidence) for row in answer["nodes"]]
+    raw = [_timed(row, confidence) for row in answer["nodes"]]
     net = [Interval(*(max(0.0, us - added) for us in time)) for time in raw]
     total = sum(time.value for time in net) or 1.0
     rows = zip(answer["nodes"], raw, net, strict=True)
     return tuple(_operator(source, row, before.value, time, total) for row, before, time in rows)
 
 
-def _timed(us: Sequence[float], confidence: float) -> Interval:
-    found = quantile_interval(us, 0.5, confidence)
+def _at_times(row: Mapping[str, Any]) -> bool:
+    """It lies in a branch that some runs did not take."""
+    return bool(row.get("ran", len(row["us"])) < len(row["us"]))
+
+
+def _timed(row: Mapping[str, Any], confidence: float) -> Interval:
+    us: Sequence[float] = row["us"]
+    found = mean_interval(us, confidence) if _at_times(row) else quantile_interval(us, 0.5, confidence)
     return found or Interval(float(np.median(us)), float(min(us)), float(max(us)))
 
 

@@ -113,13 +113,21 @@ def _in_float(source: Source, ran: Sequence[Operator]) -> tuple[int | None, tupl
         share = sum(op.share for op in lies)
         what = f"{len(lies)} of {len(meant)} int8 nodes ran in float: {100 * share:.0f} % of the time"
         told.append(Finding("float_int8", what, tuple(map(_called, lies))))
-    if unseen:
+    taken = {op.source.branch for op in ran if op.source is not None}
+    asleep = [node for node in unseen if node.branch and node.branch not in taken]
+    if asleep:
+        what = (
+            f"{len(asleep)} of {len(meant)} int8 nodes lie in a branch that no input took, so whether they run in int8 "
+            "is not known"
+        )
+        told.append(Finding("unseen", what, tuple(node.name or node.op_type for node in asleep)))
+    if unseen := [node for node in unseen if node not in asleep]:
         what = (
             f"{len(unseen)} of {len(meant)} int8 nodes cannot be found among what ran, so whether they ran in int8 is "
             "not known: the runtime joined them with others, or they have no names"
         )
         told.append(Finding("unseen", what, tuple(node.name or node.op_type for node in unseen)))
-    return None if unseen else len(lies), tuple(told)
+    return None if unseen or asleep else len(lies), tuple(told)
 
 
 def _called(op: Operator) -> str:

@@ -7,9 +7,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from targets.budget import Measurement
-from targets.statistics import Interval, drift, mean_interval, paired_ratio, quantile_interval
+from targets.statistics import (
+    Interval,
+    drift,
+    mean_interval,
+    mean_of_blocks,
+    paired_ratio,
+    quantile_interval,
+    ratio_of_means,
+)
 
 __all__ = ["PERCENTILES", "Measured", "Samples", "measurements", "notes"]
 
@@ -28,7 +37,8 @@ class Samples:
         throughput_per_s: one rate per block.
         session_ms: time to create a session, one per creation.
         peak_memory_mb: most resident memory of a process that serves only this model, one per process (10^6 bytes).
-        operators, assignment, energy, warmup: as the probe answered (see `targets.probe`); None where not asked for.
+        operators, assignment, energy, warmup, inputs: as the probe answered (see `targets.probe`); None where not asked
+            for.
     """
 
     latency_ms: tuple[tuple[float, ...], ...]
@@ -40,6 +50,7 @@ class Samples:
     assignment: Mapping[str, int] | None = None
     energy: Mapping[str, Any] | None = None
     warmup: Mapping[str, Any] | None = None
+    inputs: Mapping[str, Any] | None = None
 
     @staticmethod
     def of(answer: Mapping[str, Any], size_bytes: int, memory_mb: tuple[float, ...] = ()) -> Samples:
@@ -50,12 +61,24 @@ class Samples:
             session_ms=tuple(answer.get("session_ms", ())),
             peak_memory_mb=memory_mb or tuple(answer.get("peak_memory_mb", ())),
             size_bytes=size_bytes,
-            **{key: answer.get(key) for key in ("operators", "assignment", "energy", "warmup")},
+            **{key: answer.get(key) for key in ("operators", "assignment", "energy", "warmup", "inputs")},
         )
 
     def more(self, answer: Mapping[str, Any]) -> Samples:
         """With the latencies of a further round."""
-        return replace(self, latency_ms=(*self.latency_ms, *(tuple(block) for block in answer["latency_ms"])))
+        inputs = self.inputs and answer.get("inputs")
+        if self.inputs and inputs:
+            inputs = {**inputs, "first": [*self.inputs["first"], *inputs["first"]]}
+        latency_ms = (*self.latency_ms, *(tuple(block) for block in answer["latency_ms"]))
+        return replace(self, latency_ms=latency_ms, inputs=inputs)
+
+    @property
+    def input_of(self) -> list[NDArray[np.integer]] | None:
+        """Which input each latency was taken on, in the blocks of `latency_ms`; None where that is not known."""
+        if not self.inputs or len(self.inputs["first"]) != len(self.latency_ms):
+            return None
+        starts = zip(self.inputs["first"], self.latency_ms, strict=True)
+        return [(first + np.arange(len(block))) % self.inputs["count"] for first, block in starts]
 
 
 @dataclass(frozen=True)
@@ -81,9 +104,10 @@ def measurements(
 ) -> dict[str, Measurement]:
     """Numbers with intervals for one model.
 
-    Gives the percentiles of latency (each only where there are samples enough for its interval), `throughput_per_s`,
-    `session_ms`, `size_mb`, `peak_memory_mb`, and with a baseline `speedup_p50`: how many times lower the median
-    latency is. The intervals of memory and session time are the range that was seen.
+    Gives the percentiles of latency (each only where there are samples enough for its interval), `latency_mean_ms`,
+    `throughput_per_s`, `session_ms`, `size_mb`, `peak_memory_mb`, and with a baseline `speedup_p50` and `speedup_mean`:
+    how many times lower the median and the mean latency are. The intervals of memory and session time are the range
+    that was seen.
 
     Args:
         baseline: the name of another model that was measured in the same turns.
@@ -98,6 +122,8 @@ def measurements(
     latencies = [ms for block in got.latency_ms for ms in block]
     for metric, q in PERCENTILES.items():
         add(metric, quantile_interval(latencies, q, confidence), len(latencies), runtime)
+    mean = mean_of_blocks(got.latency_ms, confidence, got.input_of)
+    add("latency_mean_ms", mean, len(latencies), f"{runtime}; interval over blocks and inputs")
     rates = got.throughput_per_s
     add("throughput_per_s", mean_interval(rates, confidence), len(rates), runtime)
     add("session_ms", _range(got.session_ms), len(got.session_ms), runtime)
@@ -105,8 +131,11 @@ def measurements(
     memory = got.peak_memory_mb
     add("peak_memory_mb", _range(memory), len(memory), "peak resident memory of a process that serves one model")
     if baseline is not None and got.latency_ms:
-        theirs = measured.models[baseline].latency_ms
+        other = measured.models[baseline]
+        theirs = other.latency_ms
         add("speedup_p50", paired_ratio(theirs, got.latency_ms, confidence), len(theirs), runtime)
+        ratio = ratio_of_means(theirs, got.latency_ms, confidence, got.input_of) if other.inputs == got.inputs else None
+        add("speedup_mean", ratio, len(theirs), f"{runtime}; interval over blocks and inputs")
     return found
 
 

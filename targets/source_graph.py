@@ -38,6 +38,7 @@ class Node:
         group: of a convolution.
         quantized: the file says that it should run in int8.
         reads_input: it takes an input of the model, at most quantized on the way.
+        branch: the If (or Loop, Scan) that it lies in and the way there, "answer/then_branch"; "" in the main graph.
     """
 
     index: int
@@ -47,6 +48,7 @@ class Node:
     group: int = 1
     quantized: bool = False
     reads_input: bool = False
+    branch: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,16 @@ class _Facts:
         self.constants: dict[str, Shape] = {}
         self.producers: dict[str, NodeProto] = {}
         self.readers: dict[str, list[NodeProto]] = {}
-        self._walk(graph)
+        self.branches: list[str] = []
+        self._walk(graph, "")
         self.inputs = {value.name for value in graph.input} - self.constants.keys()
 
-    def _walk(self, graph: GraphProto) -> None:
+    def _walk(self, graph: GraphProto, branch: str) -> None:
         self.constants |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
         for proto in graph.node:
             self.protos.append(proto)
+            self.branches.append(branch)
+            called = "/".join(filter(None, (branch, proto.name or proto.op_type)))
             if proto.op_type == "Constant":
                 shapes = [tuple(a.t.dims) for a in proto.attribute if a.name == "value"]
                 self.constants[proto.output[0]] = shapes[0] if shapes else ()
@@ -142,7 +147,7 @@ class _Facts:
                 self.readers.setdefault(value, []).append(proto)
             for attribute in proto.attribute:
                 for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                    self._walk(inner)
+                    self._walk(inner, f"{called}/{attribute.name}")
 
     def node(self, index: int, proto: NodeProto) -> Node:
         at = _WEIGHT_AT.get(proto.op_type, 1)
@@ -151,7 +156,8 @@ class _Facts:
         group = next((a.i for a in proto.attribute if a.name == "group"), 1)
         first = self.origin(proto.input[0], _SAME_SHAPE) if proto.input else ""
         quantized, reads_input = self.quantized(proto), first in self.inputs
-        return Node(index, proto.name, proto.op_type, weight or (), group, quantized, reads_input)
+        branch = self.branches[index]
+        return Node(index, proto.name, proto.op_type, weight or (), group, quantized, reads_input, branch)
 
     def origin(self, value: str, through: Iterable[str]) -> str:
         """The value that another one is made from, by nodes of these types alone."""

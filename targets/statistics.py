@@ -17,9 +17,11 @@ __all__ = [
     "Interval",
     "drift",
     "mean_interval",
+    "mean_of_blocks",
     "paired_drop",
     "paired_ratio",
     "quantile_interval",
+    "ratio_of_means",
     "samples_needed",
     "wilson",
 ]
@@ -131,6 +133,71 @@ def paired_ratio(
     ]
     found = mean_interval(logs, confidence)
     return None if found is None else Interval(*map(math.exp, found))
+
+
+def mean_of_blocks(
+    blocks: Sequence[ArrayLike], confidence: float, inputs: Sequence[ArrayLike] | None = None
+) -> Interval | None:
+    """The mean of samples that came in blocks, with Student's t interval; None below two blocks.
+
+    Samples of one block resemble each other, and so do those on one input, where what a model computes depends on it.
+    So the variance is that of block sums, plus that of input sums, less what is in both (two-way cluster-robust:
+    Cameron, Gelbach & Miller, "Robust inference with multiway clustering", Journal of Business & Economic Statistics
+    29, 2011), and the degrees of freedom are those of the fewer. The interval holds for further inputs of the kind.
+
+    Args:
+        blocks: samples, by turn.
+        inputs: which input each sample was taken on; None: one and the same.
+    """
+    if len(blocks) < 2:
+        return None
+    x = np.concatenate([np.asarray(block, np.float64) for block in blocks])
+    half = _half_width(x - x.mean(), blocks, inputs, confidence)
+    return Interval(float(x.mean()), max(0.0, float(x.mean()) - half), float(x.mean()) + half)
+
+
+def ratio_of_means(
+    baseline_blocks: Sequence[ArrayLike],
+    candidate_blocks: Sequence[ArrayLike],
+    confidence: float,
+    inputs: Sequence[ArrayLike] | None = None,
+) -> Interval | None:
+    """How many times lower the candidate's mean is, paired by turn and by input; None below two blocks.
+
+    The logarithm's interval by the delta method, with the variance of `mean_of_blocks`, turned back.
+
+    Args:
+        baseline_blocks, candidate_blocks: sample j of block i of both was taken in the same round, on the same input.
+        inputs: as for `mean_of_blocks`.
+    """
+    if len(baseline_blocks) < 2:
+        return None
+    b, c = (np.concatenate([np.asarray(x, np.float64) for x in many]) for many in (baseline_blocks, candidate_blocks))
+    half = _half_width(b / b.mean() - c / c.mean(), candidate_blocks, inputs, confidence)
+    ratio = float(b.mean() / c.mean())
+    return Interval(ratio, ratio * math.exp(-half), ratio * math.exp(half))
+
+
+def _half_width(
+    residuals: NDArray[np.float64], blocks: Sequence[ArrayLike], inputs: Sequence[ArrayLike] | None, confidence: float
+) -> float:
+    """Half the interval of the mean of numbers whose mean is 0, clustered by block and by input."""
+    block = np.repeat(np.arange(len(blocks)), [np.size(one) for one in blocks])
+    variance, groups = _clustered(residuals, block), len(blocks)
+    if inputs is not None:
+        found, place = np.unique(np.concatenate([np.asarray(one) for one in inputs]), return_inverse=True)
+        if (many := len(found)) > 1:
+            alone = _clustered(residuals, place)
+            both = _clustered(residuals, block * many + place)
+            variance, groups = max(variance + alone - both, variance, alone), min(groups, many)
+    return _t(confidence, groups - 1) * math.sqrt(variance) / len(residuals)
+
+
+def _clustered(residuals: NDArray[np.float64], group: NDArray[np.integer]) -> float:
+    """Variance of the sum, where members of a group may go together."""
+    _, place = np.unique(group, return_inverse=True)
+    sums = np.bincount(place, residuals)
+    return float(np.sum(sums**2)) * len(sums) / max(1, len(sums) - 1)
 
 
 def drift(blocks: Sequence[ArrayLike]) -> float | None:

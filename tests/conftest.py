@@ -1,9 +1,13 @@
 """Fixtures for all tests."""
 
+import os
 import signal
 
 import pytest
-from tiny_run import attar, write_tiny
+from tiny_run import attar_process, write_tiny
+
+# Networks this small wait for a second thread longer than they work. Read when torch wakes, here and in processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Tests that were started in the background ignore Ctrl-C, and the processes that they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,6 +33,6 @@ def finished(tmp_path_factory):
     """A folder in which the tiny recipe ran once."""
     folder = tmp_path_factory.mktemp("run")
     write_tiny(folder)
-    done = attar("run", "tiny.yaml", "--json", cwd=folder)
+    done = attar_process("run", "tiny.yaml", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done

@@ -21,6 +21,7 @@ ONLY_IN = {
         "only reports and the command know of terminals",
     ),
     "jinja2": (("pipeline/report/",), "only the report is a page"),
+    "optuna": (("pipeline/optimizer.py",), "a vendor lives in its adapter, and is needed for a search alone"),
     "torch_pruning": (("stages/vendors/torch_pruning.py",), "a vendor lives in its adapter"),
     "neural_compressor": (("stages/vendors/neural_compressor.py",), "a vendor lives in its adapter"),
     "torchao": (("stages/vendors/neural_compressor.py",), "a vendor lives in its adapter"),

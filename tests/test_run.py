@@ -1,4 +1,5 @@
-"""The whole tool on a tiny recipe: real training, a real export, a real onnxruntime, the real command."""
+"""The whole tool on a tiny recipe: real training, a real export, a real onnxruntime; the real command, or the same in
+this process (`attar`)."""
 
 import json
 import os
@@ -12,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from tiny_run import QUICK, attar, write_tiny
+from forked import forking
+from tiny_run import QUICK, attar, attar_process, write_tiny
 
 
 def _sha(folder):
@@ -66,7 +68,7 @@ def test_a_second_run_finds_every_step_stored(finished):
     folder, _ = finished
     before = _sha(folder)
     start = time.monotonic()
-    done = attar("run", "tiny.yaml", "--json", cwd=folder)
+    done = attar_process("run", "tiny.yaml", "--json", cwd=folder)
     assert time.monotonic() - start < 10
     assert done.returncode == 0, done.stderr
     assert all(step["stored"] for step in json.loads(done.stdout)["steps"])
@@ -215,7 +217,7 @@ def test_an_onnx_file_is_quantized_and_judged_where_there_is_no_torch(finished, 
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/torch.py").write_text("raise ModuleNotFoundError('no torch here', name='torch')\n")
     bare = {"PYTHONPATH": f"{tmp_path}/bare:{Path(__file__).parents[1]}"}
-    done = attar("run", "tiny.yaml", "--json", cwd=tmp_path, env=bare)
+    done = attar_process("run", "tiny.yaml", "--json", cwd=tmp_path, env=bare)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert [s["stage"] for s in report["steps"]] == ["teacher", "quantize", "measure", "verdict"]
@@ -238,19 +240,13 @@ def steep():
 """
 
 
-def _start(folder, out):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-m", "pipeline.cli", "run", "tiny.yaml", "--out", out]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
 def _until_started(process, events, title):
     for _ in range(60_000):
         if events.exists() and any(
             '"step_started"' in line and json.loads(line)["step"] == title for line in events.read_text().splitlines()
         ):
             return
-        assert process.poll() is None, process.stderr.read().decode()
+        assert process.is_alive(), process.told.read_text()
         time.sleep(0.002)
     raise AssertionError(f"{title} never started")
 
@@ -259,15 +255,15 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_artifact(finished, tmp_p
     folder, _ = finished
     write_tiny(tmp_path)
     stages = ["teacher", *(f"{stage} keep 1" for stage in ("distill", "prune", "export", "quantize"))]
-    for title in [*stages, "measure on quick", "verdict on quick"]:
-        process = _start(tmp_path, "out")
-        _until_started(process, tmp_path / "out.partial/events.jsonl", title)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stderr.close()
-        assert not (tmp_path / "out").exists()
-    done = attar("run", "tiny.yaml", "--out", "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    with forking() as start:
+        for title in [*stages, "measure on quick", "verdict on quick"]:
+            process = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+            _until_started(process, tmp_path / "out.partial/events.jsonl", title)
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL, process.told.read_text()
+            assert not (tmp_path / "out").exists()
+        process = start(tmp_path, "run", "tiny.yaml", "--out", "out")
+        assert process.wait() == 0, process.told.read_text()
     lines = [json.loads(line) for line in (tmp_path / "out/events.jsonl").read_text().splitlines()]
     assert "quantize keep 1" in {line["step"] for line in lines if line["kind"] == "step_stored"}
     for other in ("keep 1", "keep 0.5"):
@@ -280,8 +276,14 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_artifact(finished, tmp_p
 
 def test_ctrl_c_ends_with_130_and_leaves_no_process(tmp_path):
     write_tiny(tmp_path)
-    process = _start(tmp_path, "out")
-    _until_started(process, tmp_path / "out.partial/events.jsonl", "teacher")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "pipeline.cli", "run", "tiny.yaml", "--out", "out"]
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, **output)
+    events = tmp_path / "out.partial/events.jsonl"
+    while not (events.exists() and '"step_started"' in events.read_text()):
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -302,7 +304,7 @@ def test_a_full_disk_is_one_clear_fault_and_loses_nothing(finished, tmp_path):
         pytest.skip("mounting a small file system needs root")
     try:
         (small / "filler").write_bytes(b"x" * 180_000)
-        done = attar("run", "tiny.yaml", "--out", tmp_path / "out", **here)
+        done = attar_process("run", "tiny.yaml", "--out", tmp_path / "out", **here)
         assert done.returncode == 3, done.stderr
         told = " ".join(done.stderr.split())
         assert "No space left on device" in told
@@ -311,7 +313,7 @@ def test_a_full_disk_is_one_clear_fault_and_loses_nothing(finished, tmp_path):
         assert not (tmp_path / "out").exists()
         (small / "filler").unlink()
         subprocess.run(["mount", "-o", "remount,size=50m", small], check=True)
-        done = attar("run", "tiny.yaml", "--out", tmp_path / "out", **here)
+        done = attar_process("run", "tiny.yaml", "--out", tmp_path / "out", **here)
         assert done.returncode == 0, done.stderr
     finally:
         subprocess.run(["umount", small], check=True)

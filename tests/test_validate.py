@@ -1,11 +1,11 @@
-"""`attar validate`: the artifact of a real run, judged again by the real command."""
+"""`attar validate`: the artifact of a real run, judged again."""
 
 import json
 import shutil
 
 import numpy as np
 import pytest
-from tiny_run import attar, write_tiny
+from tiny_run import attar, attar_process, write_tiny
 
 from pipeline import reference
 from targets.errors import InputError
@@ -31,7 +31,7 @@ def change_manifest(folder, change):
 
 
 def test_an_artifact_is_still_what_it_was(ran, artifact):
-    done = attar("validate", artifact, "--json", cwd=ran)
+    done = attar_process("validate", artifact, "--json", cwd=ran)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["verdict"], found["verdict_then"]) == ("met", "met")

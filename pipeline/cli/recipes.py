@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,25 +27,32 @@ def check(recipe: RecipePath, set_: Sets = None) -> None:
 
     Builds the network to match patterns against it; trains and measures nothing.
     """
-    from pipeline.preflight import preflight
+    from pipeline.preflight import preflight, preflight_search
 
     loaded, document = _load(recipe, set_)
     device = _reach()
     preflight(loaded, document, device, remote=False)
+    preflight_search(loaded, document)
     _warn(loaded, document, device)
     tell(f"{recipe}: no faults")
 
 
 def plan(recipe: RecipePath, set_: Sets = None) -> None:
-    """Show the steps: stored already, or to be run."""
+    """Show the steps: stored already, or to be run.
+
+    For a prune to a budget also what may go from the network, and what stays whole: it is built and traced for that.
+    """
+    from pipeline.outlook import outlook
     from pipeline.plan import plan as lay_out
-    from pipeline.report.terminal import print_plan
+    from pipeline.report.terminal import print_outlook, print_plan
 
     loaded, document = _load(recipe, set_)
     laid = lay_out(loaded, document.folder)
-    kept = store()
+    kept, screen = store(), console(stdout=True)
     rows = [(step.title, step.key, kept.find(step.key) is not None) for step in laid.steps]
-    print_plan(rows, laid, console(stdout=True))
+    print_plan(rows, laid, screen)
+    for told, reasons in outlook(loaded, document.folder, laid, kept):
+        print_outlook(told, reasons, screen)
     _warn(loaded, document, _reach())
 
 
@@ -108,6 +116,8 @@ def _warn(recipe: Recipe, document: Document, device: Callable[[Target], Device]
     """Says what is no fault and will still decide the verdict."""
     from pipeline.validate import strange
 
+    if recipe.search is not None and find_spec("optuna") is None:
+        tell("note: attar search needs optuna, not installed here: pip install 'attar[search]'")
     for target in recipe.resolved_targets(document.folder):
         if target.device != "local":
             tell(f"note: {target.name} is not looked at here: `attar run` reaches {target.device} first of all")

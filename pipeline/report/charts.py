@@ -1,17 +1,17 @@
 """Where things lie in the page's drawings. Pure geometry: the templates draw it, so that no text is ever put together
-with markup here. All lengths are in the drawing's own units, y pointing down."""
+with markup here. All lengths are in the drawing's own units, y pointing down. `labels` finds room for texts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from pipeline.report import story, words
-from pipeline.report.model import CheckRow, Number, Report, TargetRow
+from pipeline.report import words
+from pipeline.report.labels import Box, Limit, Noted, Point, labelled, level, upright
+from pipeline.report.model import CheckRow, Number
 
-__all__ = ["Box", "Mark", "Point", "Scatter", "mark", "scatter", "text_box"]
+__all__ = ["Mark", "Model", "Scatter", "mark", "scatter"]
 
 MARK_WIDTH = 240.0
 
@@ -51,53 +51,23 @@ def mark(check: CheckRow) -> Mark:
 
 
 @dataclass(frozen=True)
-class Box:
-    """A rectangle: left, top, right, bottom."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def meets(self, other: Box) -> bool:
-        """Do the two overlap?"""
-        apart = self.right <= other.left or other.right <= self.left
-        return not (apart or self.bottom <= other.top or other.bottom <= self.top)
-
-    def grown(self, by: float) -> Box:
-        """The same with a margin all around."""
-        return Box(self.left - by, self.top - by, self.right + by, self.bottom + by)
-
-    def holds(self, other: Box) -> bool:
-        """Does `other` lie inside?"""
-        inside = self.left <= other.left and other.right <= self.right
-        return inside and self.top <= other.top and other.bottom <= self.bottom
-
-
-@dataclass(frozen=True)
-class Point:
-    """A model in the plane of latency and accuracy. `text` is the name as the drawing writes it, at (tx, ty); empty
-    where there was no room. `told` says the same in words."""
+class Model:
+    """A model to be placed: accuracy over what it costs. `kind` is teacher, candidate, beaten, chosen or merged; a
+    chosen one has a verdict."""
 
     name: str
     kind: str
-    x: float
-    y: float
-    x_low: float
-    x_high: float
-    y_low: float
-    y_high: float
-    told: str
-    text: str = ""
-    tx: float = 0
-    ty: float = 0
-    anchor: str = "start"
+    cost: Number
+    accuracy: Number
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """Accuracy over p50 latency. Ticks are (place, text); the limits are places on the axes, with a note, or None."""
+    """Accuracy over a cost, such as p50 latency. Ticks are (place, text); `line` joins the frontier, corner by corner;
+    `fits` is the part of the plot within all limits, where both axes have one."""
 
+    metric: str
     width: float
     height: float
     plot: Box
@@ -105,110 +75,112 @@ class Scatter:
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
     logarithmic: bool
-    x_limit: tuple[float, str] | None
-    y_limit: tuple[float, str] | None
+    x_limits: tuple[Limit, ...]
+    y_limits: tuple[Limit, ...]
+    line: tuple[tuple[float, float], ...]
+    fits: Box | None
 
 
-@dataclass(frozen=True)
-class _Model:
-    name: str
-    kind: str
-    x: Number
-    y: Number
+def scatter(
+    models: Sequence[Model],
+    metric: str,
+    ceilings: Noted = (),
+    floors: Noted = (),
+    edge: Sequence[str] = (),
+    width: float = 720,
+    height: float = 400,
+) -> Scatter | None:
+    """Places models; None where there are fewer than two.
 
-
-def scatter(report: Report, target: TargetRow, width: float = 720, height: float = 400) -> Scatter | None:
-    """Places all models of one target; None where fewer than two have both an accuracy and a latency."""
-    models = _models(report, target)
+    Args:
+        metric: what they cost, such as "latency_p50_ms".
+        ceilings: limits on it, each with what to write there.
+        floors: limits on accuracy, likewise.
+        edge: names of the models that the frontier's line joins, cheapest first.
+    """
     if len(models) < 2:
         return None
+    ceilings = [(limit, text) for limit, text in ceilings if _within_sight(limit, [m.cost for m in models])]
     plot = Box(46, 26, width - 14, height - 46)
-    limits = {check.metric: check.limit for check in target.checks}
-    bound = _within_sight(limits.get("latency_p50_ms"), [m.x for m in models])
-    across, x_ticks, logarithmic = _across([m.x for m in models], bound, plot)
-    floor = None
-    if "accuracy_drop_points" in limits and "accuracy" in target.baseline:
-        floor = target.baseline["accuracy"].value - limits["accuracy_drop_points"]
-    up, y_ticks = _up([m.y for m in models], floor, plot)
+    across, x_ticks, logarithmic = _across([m.cost for m in models], [limit for limit, _ in ceilings], plot)
+    x_limits = upright([(across(limit), text) for limit, text in ceilings], width)
+    plot = replace(plot, top=max([26, *(limit.y + 7 for limit in x_limits)]))
+    up, y_ticks = _up([m.accuracy for m in models], [floor for floor, _ in floors], plot)
+    y_limits = level([(up(floor), text) for floor, text in floors], plot)
     points = [
         Point(
-            model.name,
-            model.kind,
-            across(model.x.value),
-            up(model.y.value),
-            *(across(model.x.low), across(model.x.high)),
-            *(up(model.y.low), up(model.y.high)),
-            told=f"{model.name}: accuracy {words.spread('accuracy', vars(model.y))}, "
-            f"latency p50 {words.spread('latency_p50_ms', vars(model.x))}",
+            m.name,
+            m.kind,
+            m.verdict,
+            across(m.cost.value),
+            up(m.accuracy.value),
+            *(across(m.cost.low), across(m.cost.high)),
+            *(up(m.accuracy.low), up(m.accuracy.high)),
+            told=f"{m.name}: accuracy {words.spread('accuracy', vars(m.accuracy))}, "
+            f"{words.label(metric)} {words.spread(metric, vars(m.cost))}",
         )
-        for model in models
+        for m in models
     ]
-    x_limit = None if bound is None else (across(bound), f"limit {words.limit('latency_p50_ms', bound)}")
-    y_limit = None if floor is None else (up(floor), f"limit {words.number(floor, 1)} %")
+    corners = [next((p.x, p.y) for p in points if p.name == name) for name in edge]
+    fits = None
+    if len(x_limits) == len(y_limits) == 1:
+        fits = Box(plot.left, plot.top, x_limits[0].at, y_limits[0].at)
     return Scatter(
+        metric,
         width,
         height,
         plot,
-        tuple(_labelled(points, plot, y_limit)),
+        tuple(labelled(points, plot, y_limits)),
         tuple(x_ticks),
         tuple(y_ticks),
         logarithmic,
-        x_limit,
-        y_limit,
+        x_limits,
+        y_limits,
+        tuple(_stairs(corners)),
+        fits,
     )
 
 
-def _within_sight(limit: float | None, values: Sequence[Number]) -> float | None:
-    """A latency limit, unless it lies so far from all models that drawing it would press them together."""
-    if limit is None or limit > 3 * max(v.high for v in values) or limit < min(v.low for v in values) / 3:
-        return None
-    return limit
+def _stairs(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The frontier between its models: until more is paid, accuracy stays what the cheaper one reaches."""
+    line: list[tuple[float, float]] = []
+    for x, y in corners:
+        line += [(x, line[-1][1]), (x, y)] if line else [(x, y)]
+    return line
 
 
-def _models(report: Report, target: TargetRow) -> list[_Model]:
-    found = []
-    for line in story.lines(report, target):
-        if {"accuracy", "latency_p50_ms"} <= line.measured.keys():
-            kind = "chosen" if line.chosen else "candidate" if line.verdict else "teacher"
-            found.append(_Model(line.name, kind, line.measured["latency_p50_ms"], line.measured["accuracy"]))
-    if target.merge and found:
-        latency: Any = target.merge["latency_p50_ms"]
-        x = Number(value=latency, low=latency, high=latency, samples=0, instrument="sum")
-        y = Number(**{key: target.merge["accuracy"][key] for key in Number.model_fields})
-        found.append(_Model("merged", "merged", x, y))
-    return found
+def _within_sight(limit: float, values: Sequence[Number]) -> bool:
+    """Not so far from all models that drawing it would press them together."""
+    return min(v.low for v in values) / 3 <= limit <= 3 * max(v.high for v in values)
 
 
 Scale = Callable[[float], float]
 Ticks = list[tuple[float, str]]
 
 
-def _across(values: Sequence[Number], limit: float | None, plot: Box) -> tuple[Scale, Ticks, bool]:
-    """The latency axis: logarithmic where the slowest takes more than four times as long as the fastest."""
-    low, high = min(v.low for v in values), max(v.high for v in values)
-    if limit is not None:
-        low, high = min(low, limit), max(high, limit)
+def _across(values: Sequence[Number], limits: Sequence[float], plot: Box) -> tuple[Scale, Ticks, bool]:
+    """The axis of the cost: logarithmic where the dearest takes more than four times as much as the cheapest."""
+    low, high = min([*(v.low for v in values), *limits]), max([*(v.high for v in values), *limits])
     logarithmic = low > 0 and high / low > 4
     if logarithmic:
         pad = 0.08 * math.log(high / low)
         start, end = math.log(low) - pad, math.log(high) + pad
     else:
         pad = 0.1 * (high - low) or 0.1 * (high or 1)
-        start, end = max(0.0, low - pad), high + pad
+        start, end = max(0.0, low - pad) if low >= 0 else low - pad, high + pad
 
     def at(x: float) -> float:
         shown = math.log(max(x, 1e-12)) if logarithmic else x
         return round(plot.left + (shown - start) / (end - start) * (plot.right - plot.left), 2)
 
-    steps = _log_steps(math.exp(start), math.exp(end)) if logarithmic else _steps(start, end, 6)
+    about = max(3, int((plot.right - plot.left) // 90))
+    steps = _log_steps(math.exp(start), math.exp(end)) if logarithmic else _steps(start, end, about)
     return at, [(at(x), f"{x:g}") for x in steps], logarithmic
 
 
-def _up(values: Sequence[Number], limit: float | None, plot: Box) -> tuple[Scale, Ticks]:
+def _up(values: Sequence[Number], limits: Sequence[float], plot: Box) -> tuple[Scale, Ticks]:
     """The accuracy axis, percent; never drawn beyond 0 and 100 by more than a margin."""
-    low, high = min(v.low for v in values), max(v.high for v in values)
-    if limit is not None:
-        low, high = min(low, limit), max(high, limit)
+    low, high = min([*(v.low for v in values), *limits]), max([*(v.high for v in values), *limits])
     pad = 0.08 * (high - low) or 1.0
     start, end = low - pad, high + pad
 
@@ -235,46 +207,3 @@ def _log_steps(start: float, end: float) -> list[float]:
         if len(found) <= 8:
             break
     return [float(f"{x:.6g}") for x in found]
-
-
-_TEXT = 6.9  # mean width of a letter at the drawing's 13 px
-_LONGEST = 22
-_PLACES = (
-    *((12, -6, "start"), (-12, -6, "end"), (12, 15, "start"), (-12, 15, "end")),
-    *((0, -13, "middle"), (0, 23, "middle")),
-    *((-7, -13, "start"), (7, -13, "end"), (-7, 23, "start"), (7, 23, "end")),
-)
-_FIRST = ("chosen", "teacher", "merged", "candidate")
-
-
-def _labelled(points: Sequence[Point], plot: Box, y_limit: tuple[float, str] | None) -> list[Point]:
-    """Writes names beside points, where they meet neither each other nor a marker and cross as few bars as can be."""
-    taken = [Box(p.x - 7, p.y - 7, p.x + 7, p.y + 7) for p in points]
-    if y_limit is not None:  # its note stands at the right end, below the line
-        taken.append(Box(plot.right - len(y_limit[1]) * _TEXT, y_limit[0], plot.right, y_limit[0] + 18))
-    bars = [Box(p.x - 1, p.y_high, p.x + 1, p.y_low) for p in points]
-    done = list(points)
-    for i in sorted(range(len(points)), key=lambda i: _FIRST.index(points[i].kind)):
-        p = points[i]
-        text = p.name if len(p.name) <= _LONGEST else p.name[: _LONGEST - 1] + "…"
-        others = [box for j, box in enumerate(taken) if j != i]
-        free = []
-        for rank, (dx, dy, anchor) in enumerate(_PLACES):
-            box = text_box(p.x + dx, p.y + dy, text, anchor)
-            if plot.holds(box) and not any(box.meets(other) for other in taken):
-                crossed = sum(box.meets(bar) for j, bar in enumerate(bars) if j != i)
-                near = sum(box.grown(8).meets(other) for other in others)
-                free.append((crossed + near, rank, box))
-        if free:
-            _, rank, box = min(free, key=lambda place: place[:2])
-            dx, dy, anchor = _PLACES[rank]
-            taken.append(box)
-            done[i] = replace(p, text=text, tx=round(p.x + dx, 2), ty=round(p.y + dy, 2), anchor=anchor)
-    return done
-
-
-def text_box(x: float, y: float, text: str, anchor: str) -> Box:
-    """About the room that a text takes whose anchor is at (x, y)."""
-    width = len(text) * _TEXT
-    left = x - {"start": 0, "middle": width / 2, "end": width}[anchor]
-    return Box(left, y - 11, left + width, y + 4)

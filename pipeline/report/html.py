@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.report import charts, story, words
+from pipeline.report import charts, pictures, story, words
 from pipeline.report.model import CandidateRow, Number, Report, StepRow, TargetRow
 from pipeline.report.pages import page
 
@@ -21,6 +21,7 @@ def render(report: Report) -> str:
         {"story": story, "charts": charts},
         report=report,
         targets=views,
+        frontiers=[_Pictures(report, targets) for targets in pictures.groups(report)],
         steps=[_Step(step, step.seconds / longest if longest else 0.0) for step in report.steps],
         data=words.rows(report.data),
     )
@@ -44,6 +45,22 @@ def _told(metric: str, got: Number) -> tuple[str, str, str, str, str]:
     return words.label(metric), words.quantity(metric, got.value, digits), interval, f"{got.samples:,}", got.instrument
 
 
+class _Pictures:
+    """Accuracy against each cost, for one target or for several that are one machine."""
+
+    def __init__(self, report: Report, targets: list[TargetRow]) -> None:
+        names = [target.target for target in targets]
+        self.targets = targets
+        measured = [row.measured for row in report.candidates if row.target in names] + [targets[0].baseline]
+        costs = pictures.costs(measured, (check.metric for target in targets for check in target.checks))
+        wide = [pictures.of_targets(report, targets, metric, 860, 420) for metric in costs[:1]]
+        self.wide = next(iter(wide), None)
+        self.narrow = pictures.of_targets(report, targets, costs[0], 360, 330) if costs else None
+        small = [pictures.of_targets(report, targets, metric, 410, 300) for metric in costs[1:]]
+        self.small = [drawn for drawn in small if drawn is not None]
+        self.names = pictures.listed(names)
+
+
 class _Target:
     """What the page shows of one target."""
 
@@ -61,12 +78,8 @@ class _Target:
         return story.chosen(self.report, self.row)
 
     @cached_property
-    def wide(self) -> charts.Scatter | None:
-        return charts.scatter(self.report, self.row, 860, 420)
-
-    @cached_property
-    def narrow(self) -> charts.Scatter | None:
-        return charts.scatter(self.report, self.row, 360, 330)
+    def pictures(self) -> _Pictures:
+        return _Pictures(self.report, [self.row])
 
     def cell(self, line: story.Line, metric: str) -> str:
         """A number of the table of candidates; its unit stands in the column's head."""
@@ -94,7 +107,8 @@ class _Target:
             if "baseline_accuracy" in row.test:
                 beside = f"{story.TEACHER} {words.quantity('accuracy', row.test['baseline_accuracy'].value)}"
             shown.append(("accuracy on test", words.quantity("accuracy", row.test["accuracy"].value), beside))
-        for metric in ("latency_p50_ms", "size_mb", "peak_memory_mb", "energy_mj"):
+        mean = ("latency_mean_ms",) if any(check.metric == "latency_mean_ms" for check in row.checks) else ()
+        for metric in ("latency_p50_ms", *mean, "size_mb", "peak_memory_mb", "energy_mj"):
             if chosen is None or metric not in chosen.measured:
                 continue
             beside = ""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-
-from pipeline.report import story, words
+from pipeline.report import pictures, story, words
+from pipeline.report.markdown_parts import bullets, code, fenced, pairs, table, text
 from pipeline.report.model import Report, TargetRow
 
 __all__ = ["render"]
@@ -13,47 +11,47 @@ __all__ = ["render"]
 
 def render(report: Report) -> str:
     """The model card: what the model is, the verdict, how it was made, and what is not known about it."""
-    blocks = [f"# {_text(report.name)}", _what_it_is(report)]
+    blocks = [f"# {text(report.name)}", _what_it_is(report)]
     if report.error:
-        blocks += ["**Verdict: failed.** A step broke; what was finished before it is stored.", _fenced(report.error)]
+        blocks += ["**Verdict: failed.** A step broke; what was finished before it is stored.", fenced(report.error)]
     for target in report.targets:
         blocks += _target(report, target)
-    blocks += ["## How it was made", f"{_text(story.steps(report))}.", *_steps(report)]
+    blocks += ["## How it was made", f"{text(story.steps(report))}.", *_steps(report)]
     blocks += [
         "## Data and preprocessing",
         f"{story.SPLITS}.",
-        _pairs(words.rows(report.data)) or "Not known: the run ended before the data were loaded.",
+        pairs(words.rows(report.data)) or "Not known: the run ended before the data were loaded.",
     ]
     for target in report.targets:
-        blocks += [f"## Environment of the measurement on {_text(target.target)}"]
-        blocks += [_pairs(words.rows(target.environment))]
+        blocks += [f"## Environment of the measurement on {text(target.target)}"]
+        blocks += [pairs(words.rows(target.environment))]
     for target in report.targets:
-        blocks += [f"## Limitations on {_text(target.target)}", _bullets(story.gaps(report, target))]
-    blocks += ["## Libraries", _pairs(words.rows(report.libraries))]
-    blocks += ["## Recipe", _fenced(str(report.recipe.get("text", "")), "yaml")]
+        blocks += [f"## Limitations on {text(target.target)}", bullets(story.gaps(report, target))]
+    blocks += ["## Libraries", pairs(words.rows(report.libraries))]
+    blocks += ["## Recipe", fenced(str(report.recipe.get("text", "")), "yaml")]
     if digest := report.recipe.get("digest"):
-        blocks += [f"sha256 {_code(str(digest))}"]
+        blocks += [f"sha256 {code(str(digest))}"]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def _what_it_is(report: Report) -> str:
     shipped = [target for target in report.targets if target.artifact]
     source = report.data.get("source")
-    data = f", with data from {_text(words.flat(source))}" if source else ""
+    data = f", with data from {text(words.flat(source))}" if source else ""
     if not shipped:
-        return f"The outcome of a run of attar {_text(report.attar)}{data}. No model is shipped."
-    names = " and ".join(f"{_code(story.model_file(target))} for {_text(target.target)}" for target in shipped)
-    return f"A network compressed by attar {_text(report.attar)}{data}: {names}."
+        return f"The outcome of a run of attar {text(report.attar)}{data}. No model is shipped."
+    names = " and ".join(f"{code(story.model_file(target))} for {text(target.target)}" for target in shipped)
+    return f"A network compressed by attar {text(report.attar)}{data}: {names}."
 
 
 def _target(report: Report, target: TargetRow) -> list[str]:
     blocks = [
-        f"## Verdict on {_text(target.target)}: {target.verdict}",
-        _text(target.summary),
-        f"**{_text(story.verdict(report, target))}**",
-        _bullets(story.shortfalls(target)),
-        *(f"Finding: {_text(told)}." for told in story.findings(report, target)),
-        *(f"Note: {_text(note)}." for note in story.warnings(target)),
+        f"## Verdict on {text(target.target)}: {target.verdict}",
+        text(target.summary),
+        f"**{text(story.verdict(report, target))}**",
+        bullets(story.shortfalls(target)),
+        *(f"Finding: {text(told)}." for told in story.findings(report, target)),
+        *(f"Note: {text(note)}." for note in story.warnings(target)),
     ]
     if target.checks:
         head = ("metric", "limit", "measured", story.interval_name(target), "verdict")
@@ -66,19 +64,19 @@ def _target(report: Report, target: TargetRow) -> list[str]:
             )
             for check in target.checks
         ]
-        blocks += [_table(head, rows, right=(1, 2, 3))]
+        blocks += [table(head, rows, right=(1, 2, 3))]
     if "accuracy" in target.test:
         told = f"Accuracy on the test split: {words.spread('accuracy', vars(target.test['accuracy']))}"
         if "baseline_accuracy" in target.test:
             told += f"; {story.TEACHER}: {words.spread('accuracy', vars(target.test['baseline_accuracy']))}"
         if target.confidence:
             told += f"; {story.interval_name(target)}s"
-        blocks += [_text(told + ".")]
+        blocks += [text(told + ".")]
     row = story.chosen(report, target)
     if row is not None:
-        path = " → ".join(_text(title) for title in row.lineage)
-        blocks += [f"{_text(row.name)}: {path}." if path else "", f"Model file: sha256 {_code(row.sha256)}."]
-    return [*blocks, f"### Candidates on {_text(target.target)}", *_candidates(report, target)]
+        path = " → ".join(text(title) for title in row.lineage)
+        blocks += [f"{text(row.name)}: {path}." if path else "", f"Model file: sha256 {code(row.sha256)}."]
+    return [*blocks, f"### Candidates on {text(target.target)}", *_candidates(report, target)]
 
 
 def _candidates(report: Report, target: TargetRow) -> list[str]:
@@ -100,10 +98,11 @@ def _candidates(report: Report, target: TargetRow) -> list[str]:
     ]
     note = "Accuracy here is on the validation split, which choices are made on."
     return [
-        _table(head, rows, right=range(1, 1 + len(metrics))),
+        table(head, rows, right=range(1, 1 + len(metrics))),
         note,
-        _text(story.merging(report, target)),
-        _text(story.payback(target)),
+        text(pictures.told(report, target)),
+        text(story.merging(report, target)),
+        text(story.payback(target)),
     ]
 
 
@@ -115,43 +114,5 @@ def _steps(report: Report) -> list[str]:
         told = "; ".join(part for part in (unchanged, gave) if part)
         rows.append((step.title, words.duration(step.seconds), "stored" if step.stored else "computed", told))
         notes += [f"{step.title}: {words.prose(note)}" for note in step.notes]
-    table = _table(("step", "took", "this run", "gave"), rows, right=(1,)) if rows else ""
-    return [table, "Notes:" if notes else "", _bullets(notes)]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
-    rule = ["---:" if i in set(right) else "---" for i in range(len(head))]
-    lines = [map(_text, head), rule, *(map(_text, row) for row in rows)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _pairs(rows: Sequence[tuple[str, str]]) -> str:
-    return _table(("what", "value"), rows) if rows else ""
-
-
-def _bullets(items: Iterable[str]) -> str:
-    return "\n".join(f"- {_text(item)}" for item in items)
-
-
-def _text(text: str) -> str:
-    """One line that Markdown shows as it is: nothing in it becomes markup, HTML or a link."""
-    text = re.sub(r"([\\`*<>\[\]|&~])", r"\\\1", words.clean(text))
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word, as in latency_p50, it is plain already
-    text = re.sub(r"^([#+]|[-=](?!\d)|\d+[.)](?=\s|$))", lambda m: m[1][:-1] + "\\" + m[1][-1], text)
-    return re.sub(r"(?i)\b(https?|ftp)://|\bwww\.", lambda m: m[0].replace(":", "&#58;").replace(".", "&#46;"), text)
-
-
-def _code(text: str) -> str:
-    """A code span; the same care for backticks as in `_fenced`."""
-    fence = "`" * (_backticks(text) + 1)
-    return f"{fence} {words.clean(text)} {fence}" if "`" in text else f"`{words.clean(text)}`"
-
-
-def _backticks(text: str) -> int:
-    return max((len(run) for run in re.findall("`+", text)), default=0)
-
-
-def _fenced(text: str, language: str = "text") -> str:
-    """A code block whose fence is longer than any run of backticks in it."""
-    fence = "`" * max(3, _backticks(text) + 1)
-    return f"{fence}{language}\n{words.visible(text).rstrip()}\n{fence}"
+    taken = table(("step", "took", "this run", "gave"), rows, right=(1,)) if rows else ""
+    return [taken, "Notes:" if notes else "", bullets(notes)]

@@ -27,6 +27,7 @@ METRICS = (
     "latency_p90_ms",
     "latency_p95_ms",
     "latency_p99_ms",
+    "latency_mean_ms",
     "throughput_per_s",
     "peak_memory_mb",
     "session_ms",

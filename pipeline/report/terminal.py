@@ -12,14 +12,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.report import story, words
+from pipeline.report import pictures, story, words
 from pipeline.report.console import STYLES, bare_table, heading, state, text
 from pipeline.report.model import Report, TargetRow
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
+    from pipeline.steps import Plan
 
-__all__ = ["print_plan", "print_report", "render"]
+__all__ = ["print_outlook", "print_plan", "print_report", "render"]
 
 _HEADS = {
     "accuracy": "accuracy",
@@ -52,6 +52,13 @@ def print_plan(steps: Sequence[tuple[str, str, bool]], plan: Plan, console: Cons
     console.print(text(f"{words.plural(len(steps), 'step')}: {done} stored, {len(steps) - done} will run"))
 
 
+def print_outlook(told: str, reasons: Sequence[str], console: Console) -> None:
+    """Prints what may go from a network, and why the rest stays."""
+    console.print(text(f"\n{told}"))
+    for reason in reasons:
+        console.print(Padding(text(reason, "dim"), (0, 0, 0, 2)))
+
+
 def render(report: Report, out: Path | None = None) -> RenderableType:
     """The report as something that a rich console prints.
 
@@ -70,6 +77,8 @@ def render(report: Report, out: Path | None = None) -> RenderableType:
         parts += [_title(f"budget on {target.target}", target.summary), _checks(target), ""]
         parts += [_title(f"candidates on {target.target}", "accuracy on the validation split")]
         parts += [_Candidates(report, target), ""]
+        if unbeaten := pictures.told(report, target):
+            parts += [text(unbeaten), ""]
         if merge := story.merging(report, target):
             parts += [text(merge), ""]
         if told := story.payback(target):

@@ -56,10 +56,16 @@ _LABELS = {
     "macs": "MACs",
     "macs_before": "MACs before",
     "session_ms": "session start",
+    "speedup_mean": "speedup of the mean",
     "speedup_p50": "speedup",
 }
-_SHARES = ("validation_accuracy", "agreement", "channels_kept")  # steps give these as 0..1, measurements in percent
-_NAMES = re.compile(r"\b(" + "|".join(sorted([*METRICS, "speedup_p50"], key=len, reverse=True)) + r")\b")
+_SHARES = (
+    "validation_accuracy",
+    "agreement",
+    "channels_kept",
+    "large_share",
+)  # steps give these as 0..1, measurements in percent
+_NAMES = re.compile(r"\b(" + "|".join(sorted([*METRICS, "speedup_mean"], key=len, reverse=True)) + r")\b")
 
 
 def unit(metric: str) -> str:

@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto
 from stages.int8.shapes import MULTIPLIES, constant_shapes
 from targets.target import Int8Rules
 
-__all__ = ["follows", "kept_float"]
+__all__ = ["after_folding", "follows", "kept_float"]
 
 NORMS = frozenset(
     {
@@ -55,6 +55,12 @@ NORM = "mean and variance of a row need more than 8 bits, and onnxruntime has no
 INNER_SOFTMAX = "the probabilities of a row sum to 1, and in steps of 1/255 most of a long row becomes 0"
 SCORES = "scores at the end of the network: in steps of 1/255, close ones become equal"
 EXPECTATION = "the expected value of a softmax (a box's edge), whose fractions 8 bits do not hold"
+
+
+def after_folding(folded: ModelProto, excluded: Collection[str]) -> list[str]:
+    """Nodes that stand for the excluded ones: a fusion keeps a name or puts its own behind it, "fc/MatMulAddFusion"."""
+    gone = set(filter(None, excluded))
+    return [node.name for node in folded.graph.node if node.name in gone or node.name.rpartition("/")[0] in gone]
 
 
 def kept_float(model: ModelProto, op_types: Collection[str]) -> dict[str, str]:

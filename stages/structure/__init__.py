@@ -1,6 +1,8 @@
 """What a network is made of, and how a smaller one comes out of it.
 
 anatomy.py  blocks.py  branches.py  stand_ins.py    what may go: whole blocks and single channels, each tried once
+wiring.py  calls.py                                 how values flow: the traced graph, and what each module gets
+strands.py  heads.py                                groups of channels, and attention heads, that may be narrowed
 surgery.py  trial.py                                cuts as data, replayed; no cut is believed unseen
 mockup.py  costs.py  table.py                       what structures cost on a target, measured before any training
 worth.py                                            what units are worth: loss on removal, Taylor

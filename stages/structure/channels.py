@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from stages.base import Surgery
-from stages.network import macs, matching
+from stages.network import macs
+from stages.structure.anatomy import Strand
+from stages.structure.strands import candidates, least, tried
 from stages.structure.surgery import operate
-from stages.structure.trial import Cut, fault, merged
-from stages.vendors.torch_pruning import Group, Importance, groups
+from stages.structure.trial import Cut, merged
+from stages.vendors.torch_pruning import Importance
 from targets.errors import StageError
 
 __all__ = ["Narrowing", "narrowing"]
@@ -30,26 +32,26 @@ class Narrowing:
         inputs: (batch, ...), real inputs that every cut is tried on.
         found: groups of channels that may be cut.
         whole: by group name, the number of channels that shares refer to.
-        multiple: channel counts are rounded up to a multiple of it.
+        multiple: channel counts are rounded up to a multiple of it, and to whole heads.
         notes: what must stay whole, and why.
     """
 
     module: nn.Module
     inputs: Tensor
-    found: tuple[Group, ...]
+    found: tuple[Strand, ...]
     whole: Mapping[str, int]
     multiple: int
     notes: tuple[str, ...]
 
     def cut(self, keep: float) -> Cut:
         """Keeps this share of each group's channels, rounded up; a group that fails its trial stays whole."""
-        surgery, faults = self._tried(self._chosen(keep))
+        surgery, faults = tried(self.module, self.inputs, self._chosen(keep))
         return Cut(operate(deepcopy(self.module), surgery), surgery, (*self.notes, *_told(faults)))
 
     def tested(self) -> Narrowing:
         """Without the groups that fail when all but one channel (or one multiple) leaves; the notes say why."""
-        _, faults = self._tried(self._chosen(1 / GRID))
-        usable = tuple(group for group in self.found if group.name not in faults)
+        _, faults = tried(self.module, self.inputs, self._chosen(1 / GRID))
+        usable = tuple(strand for strand in self.found if strand.name not in faults)
         return replace(self, found=usable, notes=(*self.notes, *_told(faults)))
 
     def share_for(self, speedup: float) -> float:
@@ -78,31 +80,12 @@ class Narrowing:
     def _chosen(self, keep: float) -> dict[str, tuple[Surgery, ...]]:
         """By group name, the cuts that remove its least important channels."""
         chosen = {}
-        for group in self.found:
-            have = len(group.scores)
-            wanted = math.ceil(self.whole.get(group.name, have) * keep - 1e-9)
-            stay = max(1, math.ceil(wanted / self.multiple)) * self.multiple
-            worst_first = sorted(range(have), key=lambda channel: (group.scores[channel], -channel))
-            if gone := sorted(worst_first[: max(0, have - stay)]):
-                chosen[group.name] = group.cuts(tuple(gone))
+        for strand in self.found:
+            wanted = math.ceil(self.whole.get(strand.name, strand.channels) * keep - 1e-9)
+            step = math.lcm(self.multiple, strand.unit)
+            if gone := least(strand, max(1, math.ceil(wanted / step)) * step):
+                chosen[strand.name] = strand.group.cuts(gone)
         return chosen
-
-    def _tried(
-        self, chosen: Mapping[str, tuple[Surgery, ...]], good: tuple[Surgery, ...] = ()
-    ) -> tuple[tuple[Surgery, ...], dict[str, str]]:
-        """(the cuts that hold together, on top of `good` ones; by group name why others do not). What fails together
-        is tried in halves: few groups fail, and most of the others pass at once."""
-        together = merged([good, *chosen.values()])
-        why = fault(self.module, together, self.inputs) if chosen else ""
-        if not why:
-            return together, {}
-        names = list(chosen)
-        if len(names) == 1:
-            return good, {names[0]: why}
-        half = len(names) // 2
-        good, first = self._tried({name: chosen[name] for name in names[:half]}, good)
-        good, second = self._tried({name: chosen[name] for name in names[half:]}, good)
-        return good, first | second
 
 
 def _told(faults: Mapping[str, str]) -> tuple[str, ...]:
@@ -128,15 +111,6 @@ def narrowing(
         InputError: a pattern matches nothing.
         StageError: the network cannot be traced.
     """
-    excluded = matching(module, exclude)
-    found, notes = [], []
-    for group in groups(module, inputs, importance):
-        layers = [member.module for member in group.members]
-        if any(layer == top or layer.startswith(f"{top}.") for layer in layers for top in excluded):
-            continue
-        if group.unfit:
-            notes.append(f"{group.name} stays whole: {group.unfit}")
-        elif group.consumed:
-            found.append(group)
-    sizes = {group.name: len(group.scores) for group in found} if whole is None else whole
-    return Narrowing(module, inputs, tuple(found), sizes, multiple, tuple(notes))
+    found, refused = candidates(module, inputs, importance, exclude)
+    sizes = {strand.name: strand.channels for strand in found} if whole is None else whole
+    return Narrowing(module, inputs, found, sizes, multiple, _told(refused))

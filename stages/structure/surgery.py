@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.base import Surgery
+from stages.structure.stand_ins import Through, Zero
 from targets.errors import StageError
 
 __all__ = ["CONVOLUTIONS", "NORMS", "depthwise", "operate"]
@@ -24,22 +25,29 @@ def operate(module: nn.Module, surgery: Iterable[Surgery]) -> nn.Module:
     """Makes the cuts in place, in order, and returns the module.
 
     Convolutions and linear layers take "out" and "in"; a depthwise convolution takes "out", which removes the channel
-    on both sides; batch norms, instance norms and PReLU take "norm"; any module takes "identity".
+    on both sides; an embedding takes "out"; batch norms, instance norms and PReLU take "norm"; any module takes
+    "identity" and "zero"; an integer attribute takes "count".
 
     Raises:
         StageError: a module is missing, cannot take the cut, or lacks the channels: the source has changed since.
     """
     for cut in surgery:
+        if cut.kind == "count":
+            _cut_count(module, cut)
+            continue
         try:
             target = module.get_submodule(cut.module)
         except AttributeError:
             raise StageError(
                 f"{cut.module} is to be cut, and the network has no such module: has it changed?"
             ) from None
-        if cut.kind == "identity":
-            module.set_submodule(cut.module, nn.Identity(), strict=True)
+        if cut.kind in ("identity", "zero"):
+            _stand_in(module, cut)
         elif cut.kind == "norm" and isinstance(target, NORMS):
             _cut_norm(target, cut)
+        elif cut.kind == "out" and isinstance(target, nn.Embedding):
+            kept = _kept(cut, target.embedding_dim)
+            target.weight, target.embedding_dim = _select(target.weight, 1, kept), len(kept)
         elif cut.kind in ("out", "in") and isinstance(target, nn.Linear):
             _cut_linear(target, cut)
         elif cut.kind in ("out", "in") and isinstance(target, CONVOLUTIONS):
@@ -52,6 +60,30 @@ def operate(module: nn.Module, surgery: Iterable[Surgery]) -> nn.Module:
 def depthwise(layer: nn.Module) -> bool:
     """Whether each output channel of a convolution reads its own input channel only."""
     return isinstance(layer, CONVOLUTIONS) and 1 < layer.groups == layer.in_channels == layer.out_channels
+
+
+def _stand_in(module: nn.Module, cut: Surgery) -> None:
+    """Replaces a block, and what only worked for it."""
+    stand_in = Through(cut.indexes) if cut.kind == "identity" else Zero(cut.indexes)
+    module.set_submodule(cut.module, stand_in, strict=True)
+    for name in cut.idle:
+        try:
+            module.set_submodule(name, Through(), strict=True)
+        except AttributeError:
+            raise StageError(f"{name} is to go with {cut.module}, and is not there: has the network changed?") from None
+
+
+def _cut_count(module: nn.Module, cut: Surgery) -> None:
+    """An attribute that the forward reads, as the number of heads, follows what was cut."""
+    path, _, name = cut.module.rpartition(".")
+    try:
+        owner = module.get_submodule(path)
+    except AttributeError:
+        owner = None
+    number = getattr(owner, name, None)
+    if owner is None or type(number) is not int:
+        raise StageError(f"{cut.module} is to count less, and the network has no such integer: has it changed?")
+    setattr(owner, name, len(_kept(cut, number)))
 
 
 def _kept(cut: Surgery, channels: int) -> Tensor:

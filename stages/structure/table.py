@@ -74,18 +74,24 @@ class Costs:
         return (value - self.smallest[metric]) / reach if reach > 0 else 1.0
 
     def _saved(self, anatomy: Anatomy, shape: Shape) -> dict[str, float]:
+        """By column. Units that share layers cannot save the same twice: a strand saves nothing in blocks that are
+        gone, and in a layer whose other side is narrower already, less by as much. Layers of a strand count alike."""
         saved = {"latency_p50_ms": 0.0, "size_mb": 0.0}
         gone = [block for block in anatomy.blocks if block.name in shape.gone]
         for block in gone:
             for metric in saved:
                 saved[metric] += self.blocks.get(block.kind, {}).get(metric, 0.0)
+        narrowed: dict[str, float] = {}
         for strand in anatomy.strands:
-            if (stay := shape.widths.get(strand.name, strand.channels)) == strand.channels:
+            stay = shape.widths.get(strand.name, strand.channels)
+            if stay == strand.channels or anatomy.held(strand, shape.gone):
                 continue
-            members = [member.module for member in strand.group.members]
-            left = sum(not any(block.holds(name) for block in gone) for name in members) / len(members)
+            layers = dict.fromkeys(m.module for m in strand.group.members if m.kind in ("out", "in"))
+            here = [name for name in layers if not any(block.holds(name) for block in gone)]
+            left = sum(narrowed.get(name, 1.0) for name in here) / len(layers)
             for metric in saved:
                 saved[metric] += left * self.strands.get(strand.kind, {}).get(stay, {}).get(metric, 0.0)
+            narrowed |= {name: narrowed.get(name, 1.0) * stay / strand.channels for name in here}
         return saved
 
     def to_json(self) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from stages.base import Surgery
 from stages.data import Splits
+from stages.structure.stand_ins import first
 from stages.structure.surgery import operate
 
 __all__ = ["Cut", "examples", "fault", "merged", "silence"]
@@ -49,7 +51,7 @@ def merged(parts: Iterable[Iterable[Surgery]]) -> tuple[Surgery, ...]:
     for cut in (cut for part in parts for cut in part):
         before = united.get((cut.module, cut.kind), cut)
         both = tuple(sorted({*before.indexes, *cut.indexes}))
-        united[cut.module, cut.kind] = Surgery(cut.module, cut.kind, both)
+        united[cut.module, cut.kind] = replace(cut, indexes=both)
     return tuple(united.values())
 
 
@@ -64,11 +66,11 @@ def fault(module: nn.Module, surgery: tuple[Surgery, ...], inputs: Tensor) -> st
     masked = deepcopy(module)
     with torch.no_grad():
         for cut in surgery:
-            layer = masked.get_submodule(cut.module)
-            if cut.kind == "identity":
-                silence(layer)
+            if cut.kind in ("identity", "zero"):
+                _bypass(masked.get_submodule(cut.module), cut)
             elif cut.kind == "in":
                 # Silenced where channels are read, not where they are made: a shift in between would wake them again.
+                layer = masked.get_submodule(cut.module)
                 weight = layer.weight
                 assert isinstance(weight, Tensor)
                 weight.index_fill_(0 if getattr(layer, "transposed", False) else 1, torch.tensor(cut.indexes), 0.0)
@@ -76,13 +78,34 @@ def fault(module: nn.Module, surgery: tuple[Surgery, ...], inputs: Tensor) -> st
         try:
             found = operate(deepcopy(module), surgery)(inputs)
         except Exception as error:  # whatever a user's network raises when its shapes no longer fit
-            return f"the cut network fails ({str(error).splitlines()[0]})"
+            return f"the cut network fails ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
     if found.shape != expected.shape:
         return f"the cut network gives outputs of shape {tuple(found.shape)}, not {tuple(expected.shape)}"
     apart = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     return (
         "" if apart <= TOLERANCE else f"the cut network answers otherwise than with silenced channels, by {apart:.1%}"
     )
+
+
+def _bypass(block: nn.Module, cut: Surgery) -> None:
+    """The block goes on working, and its answer is thrown away for its input, or for zeros."""
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = first(args, kwargs)
+        if isinstance(given, Tensor):
+            kept.append(given.clone())  # it may be written over
+        return args, kwargs
+
+    def answer(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        place, length = cut.indexes or (0, 1)
+        found = list(output) if cut.indexes else [output]
+        found[place] = kept.pop() if cut.kind == "identity" else torch.zeros_like(found[place])
+        return tuple(found[:length]) if cut.indexes else found[0]
+
+    kept: list[Tensor] = []
+    if cut.kind == "identity":
+        block.register_forward_pre_hook(keep, with_kwargs=True)
+    block.register_forward_hook(answer)
 
 
 def silence(module: nn.Module) -> nn.Module:

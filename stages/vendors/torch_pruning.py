@@ -7,8 +7,9 @@ back is data: `Group`s, from which the cuts of any subset of channels follow wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from targets.errors import StageError
 __all__ = ["Group", "Importance", "Member", "groups"]
 
 Importance = Literal["l2", "taylor"]
+_ROOTS = (ops.TORCH_CONV, ops.TORCH_LINEAR, ops.TORCH_EMBED)
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,13 @@ class Member:
     """One side of one layer in a group.
 
     Attributes:
-        module: dotted name.
+        module: dotted name; for "count" with the attribute behind it.
         kind: as in `Surgery`.
         at: for each channel of the group, where it is in this layer; several places behind a flatten.
     """
 
     module: str
-    kind: Literal["out", "in", "norm"]
+    kind: Literal["out", "in", "norm", "count"]
     at: tuple[tuple[int, ...], ...]
 
 
@@ -89,7 +91,11 @@ def groups(module: nn.Module, inputs: Tensor, importance: Importance = "l2") -> 
         module.requires_grad_(True)  # the graph is read off autograd's
         with torch.enable_grad():
             graph = tp.DependencyGraph().build_dependency(module, example_inputs=[inputs], verbose=False)
-            found = [_group(group, names, score) for group in graph.get_all_groups()]
+            walk = _Walk(graph)
+            found = []
+            for group in graph.get_all_groups(root_module_types=_ROOTS):
+                found.append(_group(group, names, score))
+                walk.steps = 0
     except Exception as error:  # the library raises whatever its walk through a strange graph runs into
         raise StageError(f"torch-pruning cannot follow the network: {type(error).__name__}: {error}") from error
     finally:
@@ -101,11 +107,30 @@ def groups(module: nn.Module, inputs: Tensor, importance: Importance = "l2") -> 
     return tuple(sorted(found, key=lambda group: order[group.name]))
 
 
+class _Walk:
+    """Bounds the library's walk through its graph: in some (rotary positions) it goes round in circles for ever."""
+
+    def __init__(self, graph: Any) -> None:
+        self.steps = 0
+        edges = [edge for node in graph.module2node.values() for edge in node.dependencies]
+        self.most = 10 * len(edges)  # each is gone once or twice in a network that it can follow
+        for edge in edges:
+            edge.is_triggered_by = partial(self._step, edge.is_triggered_by)
+
+    def _step(self, triggered: Callable[[Any], bool], function: Any) -> bool:
+        self.steps += 1
+        if self.steps > self.most:
+            raise RecursionError("its dependency graph has a circle of growing indexes")
+        return triggered(function)
+
+
 def _group(group: Any, names: Mapping[nn.Module, str], score: Any) -> Group:
     channels = len(group[0].idxs)
     members, unfit = [], ""
     for item in group:
         layer = item.dep.target.module
+        if _pads(item.dep.target, group[0].dep.target.module):
+            unfit = "a shortcut fills it up with channels of zeros, so that they cannot be followed"
         if None in item.root_idxs:
             unfit = unfit or "its channels cannot be followed through the network"
             continue
@@ -120,6 +145,9 @@ def _group(group: Any, names: Mapping[nn.Module, str], score: Any) -> Group:
         if kind is None:
             unfit = unfit or f"it reaches {names[layer]}, a {_describe(layer)}, which cannot lose single channels"
             continue
+        if pairs[-1][0] >= _size(layer, kind):  # a gate, say, which halves what it gets
+            unfit = unfit or "its channels cannot be followed through the network"
+            continue
         at: list[list[int]] = [[] for _ in range(channels)]
         for place, root in pairs:
             at[root].append(place)
@@ -129,16 +157,34 @@ def _group(group: Any, names: Mapping[nn.Module, str], score: Any) -> Group:
     return Group(names[group[0].dep.target.module], tuple(known), tuple(members), unfit)
 
 
+def _pads(node: Any, root: nn.Module) -> bool:
+    """Does an operation add channels of zeros? torch-pruning would take it for one that keeps them as they are."""
+    if "ConstantPadNd" not in type(node.grad_fn).__name__ or not isinstance(root, CONVOLUTIONS):
+        return False
+    first = 2 * len(root.kernel_size)  # the innermost axis comes first
+    return any(node.grad_fn._saved_pad[first : first + 2])
+
+
 def _kind(layer: nn.Module, dep: Any) -> Literal["out", "in", "norm"] | None:
     """Which side of the layer a dependency cuts; None where a single channel cannot go."""
     if isinstance(layer, NORMS):
         return None if isinstance(layer, nn.PReLU) and layer.num_parameters == 1 else "norm"
-    if depthwise(layer):
+    if depthwise(layer) or isinstance(layer, nn.Embedding):
         return "out"
     if isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and getattr(layer, "groups", 1) == 1:
         cuts_out = dep.handler.__name__ == "prune_out_channels"
         return "out" if cuts_out else "in"
     return None
+
+
+def _size(layer: nn.Module, kind: str) -> int:
+    """How many channels a layer has on one side."""
+    weight = layer.weight
+    if kind == "norm" or not isinstance(weight, Tensor):  # a norm may have no weights
+        return int(getattr(layer, "num_parameters", 0) or getattr(layer, "num_features", 0))
+    if isinstance(layer, nn.Embedding):
+        return layer.embedding_dim
+    return int(getattr(layer, f"{kind}_features", 0) or getattr(layer, f"{kind}_channels", 0))
 
 
 def _describe(layer: nn.Module) -> str:

@@ -30,10 +30,12 @@ The answer: {"version": 2, "environment": {...}, "models": {name: {...}}}, with 
     session_ms          times to create a session, milliseconds, one per creation
     warmup              {"seconds": spent, "stable": bool}: whether times had settled when measuring latency began
     latency_ms          one list of milliseconds per block: one request of batch 1 at a time, as a single client sees it
+    inputs              {"count": different inputs that latencies were taken on, in a circle, "first": [place of each
+                         block's first one]}
     throughput_per_s    inferences a second of each block at batch `throughput_batch`; runs a second of whole arrays
     operators           {"runs": n, "run_us": [wall time of each run under the profiler],
                          "nodes": [{"name", "op_type", "provider", "inputs": [[dtype, shape], ...], "outputs": [...],
-                                    "us": [one duration per run]}, ...] in execution order}
+                                    "us": [one duration per run], "ran": in how many runs}, ...] in execution order}
                         names, types and dtypes are those of the graph that really ran, after optimization (see
                         `targets.probe.operators.source_name`); durations are whole microseconds, as onnxruntime's
                         profiler gives them. A node counts once per run: what runs within it (If, Loop) is a node of

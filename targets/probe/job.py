@@ -7,12 +7,14 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from targets.probe import VERSION, cores, memory, timing
 from targets.probe.errors import ProbeError, short, still_wanted
+from targets.probe.feeds import MOST_FEEDS
 from targets.probe.machine import cpu, state
 from targets.probe.operators import operators
 from targets.probe.session import SETTINGS, Model, create, told
@@ -20,6 +22,7 @@ from targets.probe.session import SETTINGS, Model, create, told
 __all__ = ["main", "work"]
 
 TASKS = ("session", "latency", "throughput", "operators", "energy", "outputs", "memory")
+MEMORY_S = 2.0  # in which a process whose memory is taken goes on to further inputs
 
 
 def work(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -54,9 +57,10 @@ def work(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     gc.collect()
     gc.disable()
     if "latency" in tasks:
-        blocks, warmup = timing.latency(models, meter)
+        blocks, warmup, inputs = timing.latency(models, meter)
         tell("latency_ms", blocks)
         tell("warmup", warmup)
+        tell("inputs", inputs)
     if "throughput" in tasks:
         tell("throughput_per_s", timing.throughput(models, meter))
     if "energy" in tasks:
@@ -71,7 +75,12 @@ def work(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             answer[model.name]["outputs"] = f"outputs{number}.npy"
     if "memory" in tasks:
         for model in models:
-            model.times(model.feeds.cycle(1), 10)
+            feeds, until = model.feeds.cycle(1), time.perf_counter() + MEMORY_S
+            model.times(feeds, 10)
+            for _ in range(10, min(model.feeds.count, MOST_FEEDS)):  # what it needs can depend on the input
+                if time.perf_counter() > until:
+                    break
+                model.times(feeds, 1)
             answer[model.name]["peak_memory_mb"] = round(memory.peak_mb(), 3)
             answer[model.name]["runtime_memory_mb"] = round(idle_mb, 3)
     environment = {

@@ -139,14 +139,24 @@ def summary(runs: Iterable[Run]) -> dict[str, Any]:
             node = nodes.get(key)
             if node is None:
                 node = {"name": source_name(event.name), "op_type": event.op_type, "provider": event.provider}
-                node = nodes[key] = {**node, "inputs": event.inputs, "outputs": event.outputs, "us": []}
+                node = nodes[key] = {**node, "inputs": event.inputs, "outputs": event.outputs, "us": [], "ran": 0}
             took = node["us"]
+            node["ran"] += len(took) <= len(run_us)
             took += [0] * (len(run_us) + 1 - len(took))
-            took[-1] += max(0, event.us - sum(inner.us for inner in event.within))
+            took[-1] += _own_us(event)
         run_us.append(run.us)
     for node in nodes.values():
         node["us"] += [0] * (len(run_us) - len(node["us"]))
     return {"runs": len(run_us), "run_us": run_us, "nodes": list(nodes.values())}
+
+
+def _own_us(event: Event) -> int:
+    """What a node takes itself. Of one that runs others: before the first and after the last. The gaps in between are
+    the runtime's and the profiler's, which in the main graph are nobody's either."""
+    if not event.within:
+        return event.us
+    first, last = event.within[0], event.within[-1]
+    return max(0, first.start - event.start) + max(0, event.start + event.us - last.start - last.us)
 
 
 def _nested(events: Iterable[Event]) -> list[Event]:

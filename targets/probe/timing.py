@@ -49,10 +49,13 @@ def warm(model: Model, feeds: Iterator[Mapping[str, Any]], seconds: float, patie
             return Warmth(typical, round(spent, 3), stable)
 
 
-def latency(models: Sequence[Model], meter: Mapping[str, Any]) -> tuple[dict[str, list[list[float]]], dict[str, Any]]:
-    """(blocks of latencies of each model in milliseconds, at batch 1 or what else it is fixed to; its warm-up)."""
-    feeds = {m.name: m.feeds.cycle(1) for m in models}
-    warmth = {m.name: warm(m, feeds[m.name], meter["warmup_s"]) for m in models}
+def latency(
+    models: Sequence[Model], meter: Mapping[str, Any]
+) -> tuple[dict[str, list[list[float]]], dict[str, Any], dict[str, Any]]:
+    """(blocks of latencies of each model in milliseconds, at batch 1 or what else it is fixed to; its warm-up; which
+    inputs it was fed with: their number, and the place of each block's first one)."""
+    feeds = {m.name: m.feeds.made(1) for m in models}
+    warmth = {m.name: warm(m, itertools.cycle(feeds[m.name]), meter["warmup_s"]) for m in models}
     limit = meter["max_seconds"] * len(models)
     affordable = int(limit / (meter["blocks"] * sum(w.typical_s for w in warmth.values())))
     count = max(1, min(math.ceil(meter["samples"] / meter["blocks"]), affordable))
@@ -61,12 +64,25 @@ def latency(models: Sequence[Model], meter: Mapping[str, Any]) -> tuple[dict[str
     for turn in itertools.count():
         still_wanted()
         for model in in_turns(models, turn):
-            model.times(feeds[model.name], 3 if warmth[model.name].typical_s < 0.05 else 1)
-            found[model.name].append([round(ms, 6) for ms in model.times(feeds[model.name], count)])
+            before = 3 if warmth[model.name].typical_s < 0.05 else 1
+            stream = _from(feeds[model.name], turn * count - before)
+            model.times(stream, before)
+            found[model.name].append([round(ms, 6) for ms in model.times(stream, count)])
         enough = turn + 1 >= meter["blocks"] and (turn + 1) * count >= meter["samples"]
         if enough or time.perf_counter() - started > limit:
             break
-    return found, {name: {"seconds": w.seconds, "stable": w.stable} for name, w in warmth.items()}
+    turns = range(len(next(iter(found.values()), ())))
+    inputs = {
+        name: {"count": len(made), "first": [turn * count % len(made) for turn in turns]}
+        for name, made in feeds.items()
+    }
+    return found, {name: {"seconds": w.seconds, "stable": w.stable} for name, w in warmth.items()}, inputs
+
+
+def _from(feeds: Sequence[T], start: int) -> Iterator[T]:
+    """The feeds in a circle, from one on."""
+    start %= len(feeds)
+    return itertools.chain(feeds[start:], itertools.cycle(feeds))
 
 
 def throughput(models: Sequence[Model], meter: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -1,19 +1,22 @@
-"""The command: one clear fault for each kind of bad input, the exit code of the design, nothing left behind."""
+"""The command: one clear fault for each kind of bad input, the exit code of the design, nothing left behind.
+
+Most run it in this process; those that say `attar_process` start the real one.
+"""
 
 import json
 import re
 
 import numpy as np
 import pytest
-from tiny_run import TINY, attar, write_tiny
+from tiny_run import TINY, attar, attar_process, write_tiny
 
 
 def _left(folder):
     return {p.name for p in folder.iterdir()} - {"tiny.npz", "tiny.yaml", "quick.yaml"}
 
 
-def _fault(folder, *arguments, command="check"):
-    done = attar(command, *arguments, cwd=folder)
+def _fault(folder, *arguments, command="check", by=attar):
+    done = by(command, *arguments, cwd=folder)
     assert done.returncode == 2, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -27,7 +30,7 @@ def test_five_faults_at_once_with_lines(tmp_path):
     text = text.replace("size_mb: 1.0", "size_mb: -1")
     text = text.replace("use: quick.yaml", "use: locl")
     write_tiny(tmp_path, text)
-    told = _fault(tmp_path, "tiny.yaml")
+    told = _fault(tmp_path, "tiny.yaml", by=attar_process)
     lines = dict(enumerate(text.splitlines(), 1))
     places = {int(n) for n in re.findall(r"^tiny\.yaml:(\d+): ", told, re.M)}
     assert {n for n, line in lines.items() if re.search(r"sourse|1\.3|destill|-1|locl", line)} == places
@@ -152,9 +155,10 @@ def test_lists_and_shows(tmp_path):
 
 
 def test_wrong_words_on_the_command_line_exit_2(tmp_path):
-    assert attar("run", cwd=tmp_path).returncode == 2
-    assert attar("fly", cwd=tmp_path).returncode == 2
-    assert attar("--help", cwd=tmp_path).returncode == 0
+    for by in (attar_process, attar):
+        assert by("run", cwd=tmp_path).returncode == 2
+        assert by("fly", cwd=tmp_path).returncode == 2
+        assert by("--help", cwd=tmp_path).returncode == 0
 
 
 def test_a_profile_cannot_be_named_out_of_the_folder(tiny, tmp_path):
@@ -165,15 +169,15 @@ def test_a_profile_cannot_be_named_out_of_the_folder(tiny, tmp_path):
 def test_a_file_beside_the_recipe_does_not_stand_in_for_a_library(tiny, tmp_path):
     for name in ("torch", "json"):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong one')\n")
-    done = attar("check", "tiny.yaml", cwd=tmp_path)
+    done = attar_process("check", "tiny.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", ["check", "run"])
-def test_a_module_that_ends_the_program_is_a_fault(tiny, tmp_path, command):
+@pytest.mark.parametrize(("command", "by"), [("check", attar), ("run", attar_process)])
+def test_a_module_that_ends_the_program_is_a_fault(tiny, tmp_path, command, by):
     (tmp_path / "script.py").write_text("import sys\ndef net():\n    ...\nsys.exit(0)\n")
     model = "model={source: script:net, train: {epochs: 1}}"
-    told = _fault(tmp_path, "tiny.yaml", "--set", model, command=command)
+    told = _fault(tmp_path, "tiny.yaml", "--set", model, command=command, by=by)
     assert "importing script failed: SystemExit" in told
 
 

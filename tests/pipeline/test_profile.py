@@ -16,7 +16,7 @@ import onnx
 import pytest
 from profiled_graphs import convolutions, quantized, two_inputs
 from rich.console import Console
-from tiny_run import attar
+from tiny_run import attar, attar_process
 
 from pipeline.profile import csv_text, profile
 from pipeline.report import profile_html, profile_story, profile_terminal
@@ -36,7 +36,7 @@ def run(tmp_path_factory):
     convolutions(folder / "float.onnx", size=56)
     options = ("--against", "float.onnx", "--batch", "1,2", "--seconds", "0.6", "--top", "3")
     files = ("--json", "--csv", "ops.csv", "--html", "page.html")
-    done = attar("profile", "int8.onnx", *options, *files, cwd=folder, env=TALL)
+    done = attar_process("profile", "int8.onnx", *options, *files, cwd=folder, env=TALL)
     assert done.returncode == 0, done.stderr
     return folder, done
 

@@ -176,7 +176,7 @@ def test_a_fault_is_shown_with_file_line_and_help(fault, tmp_path):
             "stages[2].distill.students",
             "a recipe branches once",
         ),
-        ("prune: {keep: 0.5}", "prune: {}", "stages[1].prune", "either keep or speedup must be given"),
+        ("prune: {keep: 0.5}", "prune: {}", "stages[1].prune", "one of to, keep and speedup must be given"),
         ("prune: {keep: 0.5}", "prune: {kep: 0.5, keep: 1.0}", "stages[1].prune.kep", "unknown key"),
         ("prune: {keep: 0.5}", "prune: 0.5", "stages[1].prune", "0.5 must be a mapping"),
         ("- quantize: {}", "- quantize", "stages[3]", "'quantize' must be a stage with its settings"),

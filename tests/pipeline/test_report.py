@@ -11,9 +11,9 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from sample_reports import EVIL, KINDS, report, sample, target
 
-from pipeline.plan import Goal, Plan
 from pipeline.report import console as console_parts
 from pipeline.report import html, markdown, story, terminal, words
+from pipeline.steps import Goal, Plan
 from targets.target import Target
 
 

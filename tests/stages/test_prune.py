@@ -92,7 +92,7 @@ def test_padded_shortcuts_keep_their_stream_whole_and_say_why(teachers, tmp_path
     for name, width in before.items():
         assert after[name] == (width // 2 if name.endswith("conv1") else width)
     (note,) = [note for note in pruned.steps[-1].notes if "stays whole" in note]
-    assert note.startswith("stem.0 stays whole: the cut network fails")
+    assert note.startswith("stem.0 stays whole: a shortcut fills it up with channels of zeros")
 
 
 def test_torch_pruning_itself_breaks_padded_shortcuts():

@@ -373,20 +373,17 @@ for folder, samples in (("few", 64), ("many", 512)):
 def test_onnxruntimes_engine_needs_no_torch_streams_and_repeats(exported, tmp_path):
     """One batch of 32 makes 40 MB of values in this network; all 16 batches would take 640 MB."""
     (tmp_path / "model.onnx").write_bytes(exported["seed_cnn"].onnx.read_bytes())
-    lines = []
+    running, lines = [], []
     for seed in ("1", "2"):
         folder = tmp_path / f"in folder {seed}"
         folder.mkdir()
-        done = subprocess.run(
-            [sys.executable, "-c", WITHOUT_TORCH],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.stderr == ""
-        lines.append([line.split() for line in done.stdout.splitlines()])
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        running.append(subprocess.Popen([sys.executable, "-c", WITHOUT_TORCH], cwd=folder, env=environment, **pipes))
+    for process in running:
+        told, complained = process.communicate()
+        assert complained == ""
+        lines.append([line.split() for line in told.splitlines()])
     for few, many in lines:
         assert few[0] == many[0] == "9"
         assert int(many[1]) - int(few[1]) < 80

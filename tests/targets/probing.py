@@ -1,14 +1,17 @@
-"""The probe as a device sees it, for tests: one zip file, run by itself."""
+"""The probe as a device sees it, for tests: one zip file, run by itself. Or a job of it, done in this process."""
 
+import gc
 import json
 import subprocess
 import sys
+from unittest.mock import patch
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from targets.devices.bundle import bundle
+from targets.probe import job as one_job
 
 METER = {"warmup_s": 0.02, "samples": 60, "blocks": 4, "max_seconds": 10, "throughput_batch": 8, "energy_s": 0.2}
 RUNTIME = {"provider": "CPUExecutionProvider", "options": {}, "fallback": [], "threads": 1}
@@ -40,6 +43,17 @@ def run(folder, tasks, models=("a",), before="", **changes):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, json.loads((folder / "result.json").read_text())
+
+
+def run_here(folder, tasks, models=("a",), **changes):
+    """The same without a process: for answers that do not depend on one. No limit is set on this process's memory."""
+    (folder / "job.json").write_text(json.dumps(job(models, tasks, **changes)))
+    try:
+        with patch.object(one_job.memory, "guard", return_value=None):
+            code = one_job.main(["probe", str(folder / "job.json")])
+    finally:
+        gc.enable()  # a job that fails while it measures ends with its process
+    return code, json.loads((folder / "result.json").read_text())
 
 
 def value(name, shape, kind=TensorProto.FLOAT):

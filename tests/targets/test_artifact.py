@@ -178,6 +178,32 @@ def test_a_graph_without_inputs(net):
         load(net)
 
 
+def test_a_graph_that_branches_says_so(net):
+    def change(model):
+        y, h = model.graph.output[0], model.graph.node[-1].input[0]
+        inner = helper.make_graph([model.graph.node.pop()], "then", [], [y])
+        other = helper.make_graph([helper.make_node("MatMul", [h, "w2"], ["y"])], "else", [], [y])
+        model.graph.initializer.append(helper.make_tensor("flag", TensorProto.BOOL, [], [True]))
+        y = helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 10])
+        model.graph.node.append(helper.make_node("If", ["flag"], ["z"], then_branch=inner, else_branch=other))
+        del model.graph.output[:]
+        model.graph.output.append(y)
+
+    assert not load(net).branches
+    assert load(_with(net, change)).branches
+
+
+def test_external_weights_in_a_branch_are_refused(net):
+    def change(model):
+        tensor = TensorProto(name="far", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+        tensor.external_data.add(key="location", value="elsewhere.bin")
+        inner = helper.make_graph([helper.make_node("Identity", ["far"], ["o"])], "then", [], [], [tensor])
+        model.graph.node.append(helper.make_node("If", ["x"], ["q"], then_branch=inner, else_branch=inner))
+
+    with refused(_with(net, change), r"keeps weights outside the file: elsewhere.bin"):
+        load(net)
+
+
 def test_weights_listed_as_inputs_are_no_inputs(net):
     """As IR version 3 wants it, and some exporters still do."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from probing import METER, RUNTIME, job, run
+from probing import METER, RUNTIME, job, run, run_here
 
 from targets.devices.bundle import bundle
 from targets.probe import timing
@@ -107,8 +107,8 @@ class Slow:
         self.name, self.log, self.script = name, [] if log is None else log, iter(script)
         self.feeds = self
 
-    def cycle(self, batch):
-        return iter(())
+    def made(self, batch):
+        return [{"x": 0}, {"x": 1}, {"x": 2}]
 
     def times(self, feeds, count):
         self.log.append((self.name, count))
@@ -121,12 +121,30 @@ def test_a_slow_model_gets_smaller_blocks_and_ends_in_time():
     log = []
     meter = {"warmup_s": 0, "samples": 100_000, "blocks": 4, "max_seconds": 0.4}
     started = time.perf_counter()
-    found, _ = timing.latency([Slow("a", log), Slow("b", log)], meter)
+    found, _, inputs = timing.latency([Slow("a", log), Slow("b", log)], meter)
     assert time.perf_counter() - started < 3
     assert len(found["a"]) == len(found["b"]) >= 3, "every model has the same number of turns"
     assert {len(block) for block in found["a"]} == {5}  # 0.8 s for both, in 4 blocks of 40 ms a pair
     kept = [name for name, count in log if count == 5]
     assert kept[:4] == ["a", "b", "b", "a"], "the order rotates"
+    assert inputs["a"] == inputs["b"], "and the inputs are the same"
+
+
+class Fed(Slow):
+    """Remembers what it was fed with."""
+
+    def times(self, feeds, count):
+        self.log += [feed["x"] for _, feed in zip(range(count), feeds, strict=False)]
+        return [1.0] * count
+
+
+def test_it_is_known_which_input_a_latency_was_taken_on():
+    model = Fed()
+    meter = {"warmup_s": 0, "samples": 12, "blocks": 3, "max_seconds": 10}
+    _, _, inputs = timing.latency([model], meter)
+    timed = model.log[-3 * (3 + 4) :]  # three runs that are not kept, then the block
+    assert [timed[7 * turn + 3 : 7 * turn + 7] for turn in range(3)] == [[0, 1, 2, 0], [1, 2, 0, 1], [2, 0, 1, 2]]
+    assert inputs == {"a": {"count": 3, "first": [0, 1, 2]}}
 
 
 def test_warming_up_goes_on_until_times_have_settled():
@@ -207,7 +225,7 @@ def test_peak_memory_is_this_process_and_not_its_parent(folder):
 )
 def test_errors_are_answers(folder, tasks, models, changes, error):
     (folder / "junk.onnx").write_bytes(b"junk")
-    code, answer = run(folder, tasks, models, **changes)
+    code, answer = run_here(folder, tasks, models, **changes)
     assert code == 1
     assert error in answer["error"]
     assert "models" not in answer

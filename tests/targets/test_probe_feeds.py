@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from probing import METER, run, save, value, weights
+from probing import METER, run, run_here, save, value, weights
 
 PAIR = {"image": "image.npy", "ids": "ids.npy"}
 
@@ -70,7 +70,7 @@ def test_whole_arrays_of_any_type(tmp_path):
     np.save(tmp_path / "keep.npy", np.array([True, False]))
     np.save(tmp_path / "half.npy", np.array([1.5, 2.5], np.float16))
     files = {name: f"{name}.npy" for name in ("scale", "keep", "half")}
-    code, answer = run(tmp_path, ["outputs", "throughput"], ["mixed"], inputs=files, whole=True)
+    code, answer = run_here(tmp_path, ["outputs", "throughput"], ["mixed"], inputs=files, whole=True)
     assert code == 0, answer
     np.testing.assert_array_equal(np.load(tmp_path / answer["models"]["mixed"]["outputs"]), [4.5, 2.5])
 
@@ -79,7 +79,7 @@ def test_examples_take_the_models_type(folder):
     """Bytes of images, float64 of a careless script: what loses nothing that matters is converted."""
     np.save(folder / "image.npy", np.arange(28, dtype=np.uint8).reshape(7, 4))
     np.save(folder / "ids.npy", np.arange(21, dtype=np.int32).reshape(7, 3) % 9)
-    code, answer = run(folder, ["outputs"], ["pair"], inputs=PAIR)
+    code, answer = run_here(folder, ["outputs"], ["pair"], inputs=PAIR)
     assert code == 0, answer
 
 
@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_told(folder, files, whole, error):
     for name, array in files.items():
         np.save(folder / f"given_{name}.npy", array, allow_pickle=True)
         inputs[name] = f"given_{name}.npy"
-    code, answer = run(folder, ["latency"], ["pair"], inputs=inputs, whole=whole)
+    code, answer = run_here(folder, ["latency"], ["pair"], inputs=inputs, whole=whole)
     assert code == 1
     assert "model 'pair'" in answer["error"]
     assert error in answer["error"]
@@ -118,7 +118,7 @@ def test_strings_are_refused(tmp_path):
         [value("t", ["n"], TensorProto.STRING)],
         [value("y", ["n"], TensorProto.STRING)],
     )
-    code, answer = run(tmp_path, ["latency"], ["text"], inputs={"t": "t.npy"})
+    code, answer = run_here(tmp_path, ["latency"], ["text"], inputs={"t": "t.npy"})
     assert code == 1
     assert "input 't' is tensor(string); supported: tensor(float), " in answer["error"]
 
@@ -128,7 +128,7 @@ def test_batches_fixed_differently_need_whole_arrays(tmp_path):
     save(tmp_path / "mm.onnx", [node], [value("p", [2, 3]), value("q", [3, 4])], [value("y", [2, 4])])
     np.save(tmp_path / "p.npy", np.ones((2, 3), np.float32))
     np.save(tmp_path / "q.npy", np.ones((2, 4), np.float32))
-    code, answer = run(tmp_path, ["latency"], ["mm"], inputs={"p": "p.npy", "q": "q.npy"})
+    code, answer = run_here(tmp_path, ["latency"], ["mm"], inputs={"p": "p.npy", "q": "q.npy"})
     assert code == 1
     assert "fix different batches, p: 2, q: 3; feed it whole arrays" in answer["error"]
 
@@ -137,7 +137,7 @@ def test_an_output_without_a_batch_is_no_output_of_examples(tmp_path):
     node = helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)
     save(tmp_path / "total.onnx", [node], [value("x", ["n", 4])], [value("y", [])])
     np.save(tmp_path / "x.npy", np.ones((5, 4), np.float32))
-    code, answer = run(tmp_path, ["outputs"], ["total"])
+    code, answer = run_here(tmp_path, ["outputs"], ["total"])
     assert code == 1
     assert "4 examples gave an output of shape (): its first axis must be the batch" in answer["error"]
 

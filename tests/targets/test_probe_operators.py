@@ -166,6 +166,7 @@ def test_branches_and_loops_are_counted_once(tmp_path):
     assert (sums <= found["run_us"]).all(), "what runs within another node is not counted twice"
     up, down = np.array(by_name["up"]["us"]), np.array(by_name["down"]["us"])
     assert not (up * down).any(), "one branch a run"
+    assert by_name["up"]["ran"] + by_name["down"]["ran"] == found["runs"] == by_name["loop"]["ran"]
     assert by_name["step"]["outputs"] == [["float", [1, 64]]]
 
 
@@ -187,7 +188,7 @@ def test_an_inner_nodes_time_is_taken_off_the_outer_one(tmp_path):
     (tmp_path / "t.json").write_text("[\n" + ",\n".join(trace) + "\n]")
     found = operators.summary(operators._runs(tmp_path / "t.json"))
     assert (found["runs"], found["run_us"]) == (1, [33]), "the second run has no end, and is not counted"
-    assert [(n["name"], n["us"]) for n in found["nodes"]] == [("before", [5]), ("loop", [7]), ("in", [13])]
+    assert [(n["name"], n["us"]) for n in found["nodes"]] == [("before", [5]), ("loop", [6]), ("in", [13])]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def test_measurements_of_given_samples():
         "latency_p90_ms",
         "latency_p95_ms",
         "latency_p99_ms",
+        "latency_mean_ms",
         "throughput_per_s",
         "session_ms",
         "size_mb",
@@ -43,6 +44,28 @@ def test_speedup_is_how_many_times_faster_than_the_baseline():
     found = measurements(_measured(a=[[4.0] * 10] * 6, b=[[2.0] * 10] * 6), "b", "a")
     assert found["speedup_p50"].value == pytest.approx(2)
     assert found["speedup_p50"].samples == 6
+    assert found["speedup_mean"].value == pytest.approx(2)
+
+
+def test_the_mean_knows_which_inputs_it_was_taken_on():
+    """Every fourth input takes ten times as long: the median does not see it, and so few inputs leave much doubt."""
+    slow = Samples(((10.0, 1.0, 1.0, 1.0, 10.0),) * 6, (), (), (), 1)
+    known = Samples.of(
+        {
+            "latency_ms": [[10.0, 1.0, 1.0, 1.0, 10.0], [1.0, 1.0, 1.0, 10.0, 1.0]],
+            "inputs": {"count": 4, "first": [0, 1]},
+        },
+        1,
+    )
+    assert [list(block) for block in known.input_of] == [[0, 1, 2, 3, 0], [1, 2, 3, 0, 1]]
+    more = known.more({"latency_ms": [[1.0, 10.0]], "inputs": {"count": 4, "first": [3]}})
+    assert [list(block) for block in more.input_of][2] == [3, 0]
+    assert Measured.from_json(Measured({}, {"a": more}).to_json()).models["a"] == more
+    blind = measurements(Measured({}, {"a": slow}), "a")["latency_mean_ms"]
+    assert (blind.low, blind.high) == (pytest.approx(4.6), pytest.approx(4.6)), "all blocks are equal"
+    assert slow.input_of is None
+    found = measurements(Measured({}, {"a": more}), "a")["latency_mean_ms"]
+    assert found.low < 2 < found.high
 
 
 # ---- what a reader should know first

@@ -6,9 +6,11 @@ import pytest
 from targets.statistics import (
     drift,
     mean_interval,
+    mean_of_blocks,
     paired_drop,
     paired_ratio,
     quantile_interval,
+    ratio_of_means,
     samples_needed,
     wilson,
 )
@@ -143,3 +145,38 @@ def test_drift_needs_a_trend():
 def test_one_outlying_block_is_no_drift():
     assert drift([[1.0 + 0.001 * (i % 3)] for i in range(11)] + [[5.0]]) is None
     assert drift([[1.0], [2.0], [3.0]]) is None, "too few blocks to tell"
+
+
+def _requests(random, inputs=60, blocks=12, length=40):
+    """Latencies in blocks that share a disturbance, on inputs in a circle of which about a fifth takes 5 ms, not 1."""
+    slow = random.random(inputs) < 0.2
+    place = np.arange(blocks * length) % inputs
+    ms = np.where(slow[place], 5.0, 1.0) * (1 + np.repeat(random.normal(0, 0.1, blocks), length))
+    return list(ms.reshape(blocks, length)), list(place.reshape(blocks, length))
+
+
+def test_a_mean_over_inputs_covers_with_about_the_confidence_asked_for():
+    random, true = np.random.default_rng(3), 0.2 * 5 + 0.8 * 1
+    found = [_requests(random) for _ in range(400)]
+    both = [mean_of_blocks(blocks, 0.95, inputs) for blocks, inputs in found]
+    blind = [mean_of_blocks(blocks, 0.95) for blocks, _ in found]
+    assert np.mean([one.low <= true <= one.high for one in both]) > 0.92
+    assert np.mean([one.low <= true <= one.high for one in blind]) < 0.8, "repeating an input is no further input"
+
+
+def test_a_mean_of_blocks_alone_is_students_t_over_them():
+    blocks = [[1.0, 2.0, 3.0], [2.0, 3.0, 4.0], [3.0, 4.0, 5.0], [1.0, 1.0, 1.0]]
+    assert mean_of_blocks(blocks, 0.95) == pytest.approx(mean_interval(np.mean(blocks, 1), 0.95))
+    assert mean_of_blocks(blocks, 0.95, [[0] * 3] * 4) == mean_of_blocks(blocks, 0.95), "one input is no group"
+    assert mean_of_blocks(blocks[:1], 0.95) is None
+
+
+def test_a_ratio_of_means_is_paired_by_turn_and_input():
+    random = np.random.default_rng(0)
+    blocks, inputs = _requests(random)
+    half = [block / 2 * random.normal(1, 0.01, len(block)) for block in blocks]
+    ratio = ratio_of_means(blocks, half, 0.95, inputs)
+    assert ratio.low < 2 < ratio.high < 1.02 * ratio.low, "what both share cancels: slow inputs, slow turns"
+    constant = ratio_of_means(blocks, [[1.0] * 40] * 12, 0.95, inputs)
+    assert constant.high > 1.3 * constant.low, "here the share of slow inputs is all there is"
+    assert ratio_of_means(blocks[:1], half[:1], 0.95) is None

@@ -1,0 +1,264 @@
+"""What structures of a network cost on a target, measured on graphs as they would ship, before anything is trained.
+
+    measure     the whole network, its float form and the smallest structure: all that a budget limits
+    race        without all blocks of a kind; with all strands of a kind at a quarter of their channels
+    race        at a half and three quarters too, for kinds whose time a quarter of the channels changed
+
+In a race all graphs run in turns with the whole network: a saving is a ratio, and the machine's drift cancels. A saving
+within the noise around zero is none. Layers alone, as NetAdapt measures them (Yang et al., ECCV 2018,
+arXiv:1804.03230), would tell less: a runtime fuses them with their neighbours, and keeps int8 between them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TypeVar
+
+from onnx import ModelProto
+from torch import nn
+
+from stages.base import Signature
+from stages.data import Splits
+from stages.export import DEFAULT_OPSET
+from stages.network import parameters
+from stages.structure.anatomy import Anatomy, Block, Shape, Strand
+from stages.structure.mockup import Precision, as_int8, between, mockup
+from stages.structure.races import Races
+from stages.structure.surgery import operate
+from stages.structure.table import Costs, Saving
+from targets.budget import METRICS, Measurement
+from targets.devices import Device
+from targets.errors import StageError
+from targets.target import Target
+
+__all__ = ["StructureBench", "levels"]
+
+SHARES = (0.25, 0.5, 0.75)  # of a strand's channels
+
+_EXAMPLES = 8
+
+Unit = TypeVar("Unit", Block, Strand)
+Level = tuple[str, int]  # a kind of strand, and how many channels stay
+Key = TypeVar("Key", str, Level)
+
+
+def levels(strand: Strand, multiple: int = 1) -> tuple[int, ...]:
+    """Numbers of channels that a strand is measured at, narrow to wide; none where it cannot be narrower.
+
+    Args:
+        multiple: the target's `channel_multiple`; they are rounded up to it, and to the strand's unit.
+    """
+    step = math.lcm(multiple, strand.unit)
+    found = {step * math.ceil(share * strand.channels / step) for share in SHARES}
+    return tuple(sorted(width for width in found if width < strand.channels))
+
+
+def _silent(_: str) -> None: ...
+
+
+def _still(_fraction: float, _what: str) -> None: ...
+
+
+@dataclass
+class StructureBench:
+    """Measures structures of one network on one target, in the precision that will ship.
+
+    Attributes:
+        module: the uncut network, trained or not, in eval mode.
+        precision: what will ship. `costs` turns it to float where int8 makes the whole network slower.
+        scratch: a folder that outlives a kill; nothing that was measured is measured again.
+        opset: of the export, if the recipe sets one.
+        device: instead of the target's own.
+    """
+
+    module: nn.Module
+    signature: Signature
+    anatomy: Anatomy
+    data: Splits
+    target: Target
+    precision: Precision
+    scratch: Path
+    say: Callable[[str], None] = _silent
+    progress: Callable[[float, str], None] = _still
+    opset: int | None = None
+    device: Device | None = None
+
+    def costs(self) -> Costs:
+        """The table of costs. A kind of unit that cannot be exported cut is left out, and so saves nothing.
+
+        Raises:
+            StageError: the whole network or its smallest structure cannot be exported.
+            DeviceError: the device did not answer, or its runtime refused a graph.
+        """
+        if why := self._races.strange:
+            self.say(f"{why}: what structures cost is an estimate")
+        whole, smallest = self._ends()
+        ms = whole["latency_p50_ms"]
+        blocks, strands = _by_kind(self.anatomy.blocks), _by_kind(self.anatomy.strands)
+        gone = {kind: Shape(frozenset(block.name for block in alike)) for kind, alike in blocks.items()}
+        removed = self._savings({kind: partial(self._exported, shape) for kind, shape in gone.items()}, 0.2)
+        narrowed = self._narrowed(strands)
+        return Costs(
+            whole,
+            smallest,
+            {kind: _each(saving, len(blocks[kind]), ms) for kind, saving in removed.items()},
+            {
+                kind: {n: _each(s, len(alike), ms) for (of, n), s in narrowed.items() if of == kind}
+                for kind, alike in strands.items()
+                if any(of == kind for of, _ in narrowed)
+            },
+        )
+
+    def check(self, shape: Shape, costs: Costs) -> float:
+        """The median latency of one structure, milliseconds: raced with the whole network, and told in terms of what
+        that took when the table was made.
+
+        Raises:
+            StageError: the structure cannot be exported.
+            DeviceError: the device did not answer, or its runtime refused a graph.
+        """
+        whole = costs.whole["latency_p50_ms"]
+        if not self.anatomy.surgery(shape):
+            return whole
+        return (
+            whole
+            / self._races.speedups(self._whole, {"structure": self._shipped(self._exported(shape))})["structure"].value
+        )
+
+    @cached_property
+    def _races(self) -> Races:
+        examples = self.data.train.inputs(slice(0, _EXAMPLES))
+        return Races(self.target, examples, self.scratch / "measured", self.say, self.device)
+
+    @cached_property
+    def _float(self) -> ModelProto:
+        """The whole network."""
+        return self._exported(Shape())
+
+    @property
+    def _whole(self) -> ModelProto:
+        """The whole network as it would ship."""
+        return self._shipped(self._float)
+
+    def _exported(self, shape: Shape) -> ModelProto:
+        opset = self.opset or min(DEFAULT_OPSET, self.target.opset)
+        model = mockup(self.module, self.signature, self.anatomy.surgery(shape), self._races.examples, opset)
+        model.ir_version = min(model.ir_version, self.target.ir_version)
+        return model
+
+    def _shipped(self, model: ModelProto) -> ModelProto:
+        if not self.precision.int8:
+            return model
+        return as_int8(model, self._races.examples, self.target.int8, self.precision.exclude)
+
+    def _levels(self, strand: Strand) -> tuple[int, ...]:
+        return levels(strand, self.target.channel_multiple)
+
+    def _ends(self) -> tuple[dict[str, float], dict[str, float]]:
+        """What the whole network and the smallest structure cost."""
+        self.progress(0.0, "exporting the whole network and its smallest structure")
+        least = {strand.name: found[0] for strand in self.anatomy.strands if (found := self._levels(strand))}
+        whole = self._float
+        try:
+            smallest = self._exported(Shape(frozenset(block.name for block in self.anatomy.blocks), least))
+        except StageError as error:
+            raise StageError(f"the smallest structure of the network cannot be exported: {error}") from error
+        self.progress(0.1, "measuring them")
+        if self.precision.int8:
+            models = {"whole": self._whole, "smallest": self._shipped(smallest), "float": whole}
+            rows = self._races.in_full(models, "float")
+            pace = rows["whole"].get("speedup_p50")
+            if not self.precision.pays or pace is None or pace.high >= 1:
+                return _worst(rows["whole"]), _worst(rows["smallest"])
+            self.say(f"int8 does not pay on the whole network ({pace.value:.2f} times the float's speed): float it is")
+            self.precision = replace(self.precision, int8=False)
+        rows = self._races.in_full({"whole": whole, "smallest": smallest}, "whole")
+        return _worst(rows["whole"]), _worst(rows["smallest"])
+
+    def _narrowed(self, strands: Mapping[str, Sequence[Strand]]) -> dict[Level, Saving]:
+        """What all strands of a kind save together at each level. Where the narrowest saves no time, the others save
+        none either, and size goes with the number of parameters."""
+        widths = {kind: at for kind, alike in strands.items() if (at := self._levels(alike[0]))}
+        shapes = {
+            (kind, n): Shape(widths={strand.name: n for strand in strands[kind]})
+            for kind, at in widths.items()
+            for n in at
+        }
+        least = {kind: shapes[kind, at[0]] for kind, at in widths.items()}
+        floats: dict[str, ModelProto] = {}
+
+        def narrowest(kind: str) -> ModelProto:
+            floats[kind] = self._exported(least[kind])
+            return floats[kind]
+
+        def wider(kind: str, n: int) -> ModelProto:
+            channels = strands[kind][0].channels
+            way = Fraction(channels - n, channels - widths[kind][0])
+            made = between(self._float, floats[kind], way, self._races.examples)
+            return self._exported(shapes[kind, n]) if made is None else made
+
+        saved = self._savings({kind: partial(narrowest, kind) for kind in least}, 0.4)
+        found = {(kind, widths[kind][0]): saving for kind, saving in saved.items()}
+        others = [(kind, n) for kind in saved for n in widths[kind][1:]]
+        found |= self._savings({at: partial(wider, *at) for at in others if saved[at[0]]["latency_p50_ms"]}, 0.7)
+        for kind, n in others:
+            if not saved[kind]["latency_p50_ms"]:
+                lighter = self._cut_away(shapes[kind, n]) / self._cut_away(least[kind])
+                found[kind, n] = {"latency_p50_ms": 0.0, "size_mb": lighter * saved[kind]["size_mb"]}
+        return dict(sorted(found.items()))
+
+    def _savings(self, graphs: Mapping[Key, Callable[[], ModelProto]], done: float) -> dict[Key, Saving]:
+        """Of each structure: the share of the whole network's median latency that it saves, and megabytes.
+
+        Args:
+            graphs: what makes each float graph.
+            done: the share of all work that lies behind.
+        """
+        models: dict[str, ModelProto] = {}
+        keys: dict[str, Key] = {}
+        for number, (key, make) in enumerate(graphs.items(), 1):
+            self.progress(done + 0.15 * number / len(graphs), f"exporting structure {number} of {len(graphs)}")
+            name = f"without {key}" if isinstance(key, str) else f"{key[0]} at {key[1]}"
+            try:
+                models[name], keys[name] = self._shipped(make()), key
+            except StageError as error:
+                self.say(f"a structure is left out: {error}")
+        self.progress(done + 0.15, f"racing {len(models)} structures")
+        whole = self._whole
+        found: dict[Key, Saving] = {}
+        for name, ratio in self._races.speedups(whole, models).items():
+            share = 0.0 if ratio.low <= 1 <= ratio.high else 1 - 1 / ratio.value
+            size = (whole.ByteSize() - models[name].ByteSize()) / 1e6
+            found[keys[name]] = {"latency_p50_ms": share, "size_mb": size}
+        return found
+
+    def _cut_away(self, shape: Shape) -> int:
+        """How many parameters a structure lacks."""
+        return parameters(self.module) - parameters(operate(deepcopy(self.module), self.anatomy.surgery(shape)))
+
+
+def _by_kind(units: Sequence[Unit]) -> dict[str, list[Unit]]:
+    found: dict[str, list[Unit]] = {}
+    for unit in units:
+        found.setdefault(unit.kind, []).append(unit)
+    return found
+
+
+def _each(saving: Saving, count: int, whole_ms: float) -> Saving:
+    """What one of so many units saves."""
+    return {"latency_p50_ms": saving["latency_p50_ms"] * whole_ms / count, "size_mb": saving["size_mb"] / count}
+
+
+def _worst(row: Mapping[str, Measurement]) -> dict[str, float]:
+    """What a verdict looks at: of each interval the end that is nearer to a miss. The median alone, to which all others
+    keep their ratio, stays what it is."""
+    return {
+        name: m.value if name == "latency_p50_ms" else m.high if METRICS[name] == "at most" else m.low
+        for name, m in row.items()
+    }

@@ -1,0 +1,195 @@
+"""The structure of a network that fits a budget: chosen by a table, measured, and chosen again.
+
+up to four times:
+    the most important structure that fits (`choice`) by what the table says
+    it is measured on the target, and what it took corrects the table
+    prediction and measurement agree within 3 %? done
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stages.base import Context
+from stages.settings import PruneConfig
+from stages.structure.anatomy import Anatomy, Shape
+from stages.structure.choice import choose, excess
+from stages.structure.table import Costs
+from stages.structure.worth import Batches, Worth, worth
+from targets.budget import METRICS
+from targets.errors import Fault, InputError, StageError
+
+__all__ = ["Bench", "Fit", "out_of_reach"]
+
+_ROUNDS = 4
+_CHECKS = 4
+_AGREE = 0.03
+_BATCH = 64
+_SHOWN = 3  # units that stay whole, in a message
+_SIZES = ("size_mb", "peak_memory_mb")
+
+
+class Bench(Protocol):
+    """What measures structures: `StructureBench`."""
+
+    def costs(self) -> Costs:
+        """The table."""
+        ...
+
+    def check(self, shape: Shape, costs: Costs) -> float:
+        """Median latency of a structure, milliseconds."""
+        ...
+
+
+@dataclass
+class Fit:
+    """Chooses, measures, and chooses again.
+
+    Attributes:
+        limits: of the budget; the choice aims at `config.aim` of them.
+        worst: by strand, its channels in the order in which they leave, as last appraised.
+        checked: median latency of the structure found, milliseconds; None where it was not measured.
+    """
+
+    module: nn.Module
+    anatomy: Anatomy
+    costs: Costs
+    limits: Mapping[str, float]
+    config: PruneConfig
+    context: Context
+    bench: Bench
+    worst: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    checked: float | None = None
+    appraised: dict[tuple[frozenset[str], frozenset[tuple[str, int]]], Worth] = field(default_factory=dict)
+
+    def found(self) -> Shape:
+        """The structure to cut.
+
+        Raises:
+            InputError: even the closest does not hold the limits.
+            StageError: nothing that may go saves anything.
+        """
+        aimed = _aimed(self.limits, self.config.aim)
+        if unknown := [name for name in self.limits if name not in self.costs.whole]:
+            self.notes.append(f"not predicted on this target, so not looked at: {', '.join(unknown)}")
+        binding = {name for name, over in excess(self.costs.whole, aimed).items() if over > 0}
+        if not binding:
+            told = ", ".join(f"{n} {self.costs.whole[n]:.3g} of {self.limits[n]:g}" for n in aimed if n not in unknown)
+            self.notes.append(f"the whole network fits: {told or 'no limit could be predicted'}")
+            return Shape()
+        anatomy = _paying(self.anatomy, self.costs, binding)
+        shape = choose(anatomy, self.costs, aimed, partial(self._worth, anatomy), self.config.steps or _ROUNDS)
+        if not binding <= set(_SIZES):
+            shape = self._measured(anatomy, aimed, shape)
+        predicted = self.costs.predict(self.anatomy, shape)
+        if over := {name: predicted[name] for name, by in excess(predicted, self.limits).items() if by > 0}:
+            raise out_of_reach(self.limits, over)
+        for name in (name for name in aimed if name in binding):
+            was = f"{self.costs.whole[name]:.3g} in the whole network"
+            told = f"{name} {predicted[name]:.3g} predicted, {aimed[name]:.3g} aimed at, limit {self.limits[name]:g}"
+            self.notes.append(f"{told}, {was}")
+        return shape
+
+    def figures(self, shape: Shape) -> dict[str, float]:
+        """Predictions and the last check, for the report."""
+        predicted = self.costs.predict(self.anatomy, shape)
+        shown = {name: predicted[name] for name in predicted if name in {*self.limits, "latency_p50_ms", "size_mb"}}
+        found = {f"predicted_{name}": value for name, value in shown.items()}
+        return found if self.checked is None else {**found, "checked_latency_p50_ms": self.checked}
+
+    def _measured(self, anatomy: Anatomy, aimed: Mapping[str, float], shape: Shape) -> Shape:
+        """The structure once prediction and measurement agree; after the last check, of those that were measured the
+        largest that fits."""
+        tried: list[tuple[float, Shape, Costs]] = []
+        for number in range(1, _CHECKS + 1):
+            self.context.progress(0.5 + 0.1 * number, f"measuring structure {number} on the target")
+            predicted = self.costs.predict(self.anatomy, shape)["latency_p50_ms"]
+            self.checked = took = self.bench.check(shape, self.costs)
+            told = f"check {number}: p50 {predicted:.3g} ms predicted, {took:.3g} ms measured"
+            told += f" ({predicted / took - 1:+.1%})"
+            self.notes.append(told)
+            self.context.say(told)
+            self.costs = self.costs.corrected(self.anatomy, shape, took)
+            tried.append((took, shape, self.costs))
+            if abs(predicted / took - 1) <= _AGREE:
+                return shape
+            again = choose(anatomy, self.costs, aimed, partial(self._worth, anatomy), 1, shape)
+            if again == shape:
+                return shape
+            shape = again
+        fitting = [one for one in tried if not any(excess(one[2].predict(self.anatomy, one[1]), aimed).values())]
+        if not fitting:
+            self.checked = None
+            self.notes.append(
+                f"prediction and measurement still differ after {_CHECKS} checks: the last was not measured"
+            )
+            return shape
+        self.checked, shape, self.costs = max(fitting, key=lambda one: one[0])
+        return shape
+
+    def _worth(self, anatomy: Anatomy, shape: Shape) -> Worth:
+        """What units are worth in a structure; its channels leave in the order of the appraisal before."""
+        key = shape.gone, frozenset(shape.widths.items())
+        if key not in self.appraised:
+            self.context.say(f"appraising {len(anatomy.blocks)} blocks and {len(anatomy.strands)} groups of channels")
+            batches = _batches(self.context, self.config.samples)
+            self.appraised[key] = worth(self.module, anatomy, batches, shape, self.worst)
+        found = self.appraised[key]
+        self.worst = {strand.name: found.worst(strand) for strand in anatomy.strands}
+        return found
+
+
+def out_of_reach(limits: Mapping[str, float], closest: Mapping[str, float]) -> InputError:
+    """The fault that a budget cannot be held; `closest`: the figures that can be reached, by metric."""
+    told = ", ".join(
+        f"{name} {value:.3g} ({METRICS[name]} {limits[name]:g} was asked for)" for name, value in closest.items()
+    )
+    what = f"budget: it cannot be reached by removing blocks and channels; the closest figures are {told}"
+    return InputError(Fault(what, key="to", help="raise the limit, or start from a smaller network"))
+
+
+def _aimed(limits: Mapping[str, float], aim: float) -> dict[str, float]:
+    """The share of each limit that is to be spent."""
+    return {name: limit * aim if METRICS[name] == "at most" else limit / aim for name, limit in limits.items()}
+
+
+def _batches(context: Context, samples: int) -> Batches:
+    """Training examples, evenly spread: splits may be sorted by class."""
+    train = context.data.train
+    index = np.linspace(0, len(train) - 1, min(samples, len(train))).astype(np.int64)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(index), _BATCH):
+            part = index[start : start + _BATCH]
+            x = torch.from_numpy(train.inputs(part))
+            # Convolutions on a CPU are faster so.
+            x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+            yield x, torch.from_numpy(train.labels[part])
+
+    return batches
+
+
+def _paying(anatomy: Anatomy, costs: Costs, binding: set[str]) -> Anatomy:
+    """The units that save something of what is exceeded: only they need to be appraised."""
+    columns = {"size_mb" if name in _SIZES else "latency_p50_ms" for name in binding}
+    blocks = tuple(b for b in anatomy.blocks if any(costs.blocks.get(b.kind, {}).get(c, 0) > 0 for c in columns))
+    strands = tuple(
+        s
+        for s in anatomy.strands
+        if any(at.get(c, 0) > 0 for at in costs.strands.get(s.kind, {}).values() for c in columns)
+    )
+    if not blocks and not strands:
+        why = "; ".join(f"{name}: {reason}" for name, reason in [*anatomy.refused.items()][:_SHOWN])
+        raise StageError(
+            f"prune to budget: none of {len(anatomy.blocks)} blocks and {len(anatomy.strands)} groups of channels "
+            f"saves any of {', '.join(sorted(binding))}" + (f" ({why})" if why else "")
+        )
+    return replace(anatomy, blocks=blocks, strands=strands)

@@ -1,0 +1,150 @@
+"""Graphs of structures on a target: measured in turns, and never twice.
+
+What was measured is kept in a folder, by the digests of the graphs and all that times depend on: a killed step goes on
+without repeating any.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from onnx import ModelProto
+
+from stages.checkpoint import write_safely
+from stages.graph import Floats
+from stages.int8.slower import written
+from targets.budget import METRICS, Measurement
+from targets.devices import Device
+from targets.energy import energy_measurement
+from targets.measure import connect, measure, race
+from targets.samples import PERCENTILES, Measured, measurements
+from targets.statistics import Interval, paired_ratio
+from targets.target import Meter, Target, facts, unlike
+
+__all__ = ["Races"]
+
+_METER = Meter(samples=200, blocks=10, max_seconds=3, warmup_s=0.1, energy_s=0)
+_PATIENCE_S = 20.0  # for each graph that is measured in full, where no tail of its latencies is limited
+_FINE = 0.02  # width of the interval of a saving, as a share of the baseline's time, that need not be narrower
+_TOGETHER = 6  # graphs in one race beside the baseline: they all lie in memory
+_LOOKED_AT = ("device", "machine", "has_any", "has_none", "runtime", "meter", "energy")
+
+
+def _silent(_: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Races:
+    """Where structures are measured.
+
+    Attributes:
+        examples: (k, *input shape), real inputs.
+        folder: outlives a kill.
+        given: a device instead of the target's own.
+    """
+
+    target: Target
+    examples: Floats
+    folder: Path
+    say: Callable[[str], None] = _silent
+    given: Device | None = field(default=None)
+
+    @cached_property
+    def device(self) -> Device:
+        """The one that measures."""
+        return connect(self.target) if self.given is None else self.given
+
+    @property
+    def strange(self) -> str:
+        """Why the device cannot speak for the target; empty if it can."""
+        identity = self.device.identity()
+        return unlike(self.target, identity["machine"], identity["flags"])
+
+    def in_full(self, models: Mapping[str, ModelProto], baseline: str) -> dict[str, dict[str, Measurement]]:
+        """All that a budget can limit. A percentile that the samples do not support is left out, unless it is limited:
+        then enough of them are taken.
+
+        Args:
+            baseline: the name of the model that speedups refer to.
+
+        Raises:
+            DeviceError: the device did not answer, or its runtime refused a graph.
+        """
+        meter, limits = self.target.meter, self.target.budget
+        if not any(getattr(limits, metric, None) for metric in PERCENTILES if metric != "latency_p50_ms"):
+            meter = meter.model_copy(update={"max_seconds": min(meter.max_seconds, _PATIENCE_S)})
+        target = self.target.model_copy(update={"meter": meter})
+        found = self._kept(target, models, lambda paths: measure(target, paths, self.examples, self.say, self.device))
+        return {name: _row(found, name, baseline, target) for name in models}
+
+    def speedups(self, baseline: ModelProto, models: Mapping[str, ModelProto]) -> dict[str, Interval]:
+        """How many times faster each graph is than the baseline, raced for as long as that is not known well, within a
+        bound. In two processes at least: where memory happens to lie changes times too (see `stages.int8.pays`).
+
+        Raises:
+            DeviceError: the device did not answer, or its runtime refused a graph.
+        """
+        target = self.target.model_copy(update={"meter": _METER})
+        names = list(models)
+        found: dict[str, Interval] = {}
+        for start in range(0, len(names), _TOGETHER):
+            some = names[start : start + _TOGETHER]
+
+            def undecided(seen: Measured, some: list[str] = some) -> bool:
+                once = len(seen.models["whole"].latency_ms) <= _METER.blocks
+                return once or any(_wide(_speedup(seen, name)) for name in some)
+
+            def run(paths: Mapping[str, Path], ends: Callable[[Measured], bool] = undecided) -> Measured:
+                return race(target, paths, self.examples, say=self.say, device=self.device, undecided=ends)
+
+            raced = self._kept(target, {"whole": baseline, **{name: models[name] for name in some}}, run)
+            found |= {name: _speedup(raced, name) for name in some}
+        return found
+
+    def _kept(
+        self, target: Target, models: Mapping[str, ModelProto], run: Callable[[Mapping[str, Path]], Measured]
+    ) -> Measured:
+        """What a run measures, or what one did measure of the same graphs, with the same meter, on the same machine."""
+        with written(models) as paths:
+            asked = {
+                "models": [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in paths.items()],
+                "inputs": [list(self.examples.shape), hashlib.sha256(self.examples.tobytes()).hexdigest()],
+                "target": facts(target, _LOOKED_AT),
+                "limits": [metric for metric in PERCENTILES if getattr(target.budget, metric, None) is not None],
+                "machine": self.device.identity(),
+            }
+            key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+            file = self.folder / f"{key}.json"
+            try:
+                return Measured.from_json(json.loads(file.read_text(encoding="utf-8")))
+            except (OSError, ValueError, KeyError, TypeError):  # nothing there, or spoiled
+                found = run(paths)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_safely(file, json.dumps(found.to_json()).encode())
+        return found
+
+
+def _row(found: Measured, name: str, baseline: str, target: Target) -> dict[str, Measurement]:
+    """Measurements of one model that a budget can limit."""
+    row = measurements(found, name, baseline, target.meter.confidence)
+    if (energy := found.models[name].energy) is not None:
+        counted = energy_measurement(energy, target.energy.power_w, target.meter.confidence)
+        row |= {} if counted is None else {"energy_mj": counted}
+    return {metric: measured for metric, measured in row.items() if metric in METRICS}
+
+
+def _speedup(found: Measured, name: str) -> Interval:
+    """Without blocks enough to tell, anything is possible."""
+    ratio = paired_ratio(found.models["whole"].latency_ms, found.models[name].latency_ms, _METER.confidence)
+    return ratio or Interval(1.0, 0.0, math.inf)
+
+
+def _wide(ratio: Interval) -> bool:
+    """Whether the saving is still known too roughly."""
+    return ratio.low <= 0 or 1 / ratio.low - 1 / ratio.high > _FINE
