@@ -33,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from int8_tables import Model, Results, look, table, verdicts
+from int8_tables import Model, Results, goals, look, table, verdicts
 
 from pipeline.events import Event, Events
 from pipeline.plan import plan
@@ -124,7 +124,7 @@ def by_attar(teacher: Teacher, config: QuantizeConfig, folder: Path) -> Path:
         folder / "scratch",
         teacher.seed,
         teacher.trained,
-        teacher.target,
+        target=teacher.target,
         say=lambda text: print(f"    {text}", file=sys.stderr, flush=True),
     )
     made = perform(STAGES["quantize"], teacher.exported, config, context)
@@ -257,7 +257,7 @@ def main() -> int:
         store.close()
     if options.train_only:
         return 0
-    code = verdicts(found)
+    code = verdicts([(net, goal) for net, results in found.items() for goal in goals(net, results)])
     print("".join(f"\n{version}" for version in versions))
     print(f"\nAll of it took {(time.monotonic() - began) / 60:.1f} minutes.")
     return code

@@ -8,7 +8,7 @@ interruptions hardly reach, and where the two would judge differently a goal is 
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,6 +107,11 @@ def table(net: str, results: Results) -> None:
             f"{model.seconds:.0f}",
         )
         print("| " + " | ".join(cells) + " |")
+    doubts(results)
+
+
+def doubts(results: Results) -> None:
+    """Prints what speaks against believing the numbers, and what could not be made."""
     far = [n for n in results.models if abs(np.log(results.speedup[n].value / results.calm("float", n))) > APART]
     if far:
         print(f"\n**Do not believe p50 here**: it is over {APART:.0%} off p10 for {', '.join(far)}; too much else ran.")
@@ -167,12 +172,12 @@ def goals(net: str, results: Results) -> Iterator[Goal]:
             yield Goal(what, f"{below:+.2f}", below <= WORSE + 1e-9)
 
 
-def verdicts(found: dict[str, Results]) -> int:
-    """Prints the goals; gives the exit code: 1 if one that must be held is missed, 4 if one is undecided."""
-    print("\n### Goals\n\n| network | goal | found | |\n|---|---|---:|---|")
-    judged = [(net, goal) for net, results in found.items() for goal in goals(net, results)]
-    for net, goal in judged:
-        print(f"| {net} | {goal.what} | {goal.found} | {WORDS[goal.held]} |")
+def verdicts(judged: Sequence[tuple[str, Goal]], column: str = "network") -> int:
+    """Prints goals, each with what it is about; gives the exit code: 1 if one that must be held is missed, 4 if one is
+    undecided."""
+    print(f"\n### Goals\n\n| {column} | goal | found | |\n|---|---|---:|---|")
+    for about, goal in judged:
+        print(f"| {about} | {goal.what} | {goal.found} | {WORDS[goal.held]} |")
     must = {goal.held for _, goal in judged if goal.must}
     return 1 if False in must else 4 if None in must else 0
 

@@ -93,7 +93,7 @@ def report_of(runner: Runner, outcomes: Iterable[Outcome], recipe_text: str, sec
     """The report of a finished run."""
     targets, candidates = [], []
     for outcome in outcomes:
-        targets.append(_target_row(outcome, [step.spent for step in runner.done if step.stage != "teacher"]))
+        targets.append(_target_row(runner, outcome, [step.spent for step in runner.done if step.stage != "teacher"]))
         for ranked in outcome.choice.ranked:
             key = outcome.goal.candidates[ranked.name]
             candidates.append(
@@ -183,7 +183,7 @@ def _write_target(folder: Path, report: Report, row: TargetRow, runner: Runner, 
     write_atomically(into / "manifest.json", _json(manifest))
 
 
-def _target_row(outcome: Outcome, spent: Iterable[Spent]) -> TargetRow:
+def _target_row(runner: Runner, outcome: Outcome, spent: Iterable[Spent]) -> TargetRow:
     target = outcome.goal.target
     verdict = worst(check.verdict for check in outcome.checks)
     return TargetRow(
@@ -199,7 +199,19 @@ def _target_row(outcome: Outcome, spent: Iterable[Spent]) -> TargetRow:
         environment=dict(outcome.raw["environment"]),
         confidence=target.meter.confidence,
         payback=_payback(together(spent), outcome.measured[BASELINE], outcome.measured[outcome.choice.chosen]),
+        predicted=_predicted(runner, outcome),
+        trials=outcome.trials,
     )
+
+
+def _predicted(runner: Runner, outcome: Outcome) -> dict[str, float]:
+    """What a prune to the budget said that the chosen candidate will cost."""
+    found = {}
+    for step in runner.plan.lineage(outcome.goal.candidates[outcome.choice.chosen]):
+        for name, value in runner.entry(step.key).values.get("metrics", {}).items():
+            if name.startswith("predicted_"):
+                found[name.removeprefix("predicted_")] = value
+    return found
 
 
 def _payback(

@@ -102,6 +102,7 @@ def _candidates(report: Report, target: TargetRow) -> list[str]:
         note,
         text(pictures.told(report, target)),
         text(story.merging(report, target)),
+        text(story.fitting(report, target)),
         text(story.payback(target)),
     ]
 

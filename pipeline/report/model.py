@@ -83,7 +83,8 @@ class TargetRow(Frozen):
 
     `artifact` is the folder of the shipped model, relative to the report; empty when nothing was shipped.
     `confidence` is the level of the intervals (0.95), where known. `payback` sets all steps but the teacher's training
-    against what the chosen model saves; None where the energy of either is not known.
+    against what the chosen model saves; None where the energy of either is not known. `predicted`: what a prune to the
+    budget said that the chosen one will cost, by metric; `trials`: why it was tried again, or not.
     """
 
     target: str
@@ -98,6 +99,8 @@ class TargetRow(Frozen):
     environment: dict[str, Any]
     confidence: float | None = None
     payback: Payback | None = None
+    predicted: dict[str, float] = Field(default_factory=dict)
+    trials: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:

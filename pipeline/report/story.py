@@ -16,6 +16,7 @@ __all__ = [
     "chosen",
     "columns",
     "findings",
+    "fitting",
     "gaps",
     "interval_name",
     "lines",
@@ -205,6 +206,21 @@ def payback(target: TargetRow) -> str:
         f"{lead}; the model saves {saved} per inference against the {TEACHER}, so that it is paid back after "
         f"{words.rounded(found.inferences)} inferences ({bounds[0]} to {bounds[1]})."
     )
+
+
+def fitting(report: Report, target: TargetRow) -> str:
+    """What a prune to the budget predicted of the chosen model against what was measured, and why it was tried again;
+    empty where nothing was pruned to a budget."""
+    row, parts = chosen(report, target), []
+    for metric, value in target.predicted.items():
+        if row is not None and (got := row.measured.get(metric)) is not None and got.value:
+            off = value / got.value - 1
+            parts.append(
+                f"{words.label(metric)} {words.quantity(metric, value)} (measured {words.quantity(metric, got.value)}: "
+                f"the prediction is {abs(off):.1%} {'above' if off > 0 else 'below'})"
+            )
+    told = f"Predicted before it was trained: {', '.join(parts)}." if parts else ""
+    return " ".join(filter(None, [told, *(f"{words.prose(trial)}." for trial in target.trials)]))
 
 
 def steps(report: Report) -> str:

@@ -190,27 +190,28 @@ class StructureBench:
             for kind, at in widths.items()
             for n in at
         }
-        least = {kind: shapes[kind, at[0]] for kind, at in widths.items()}
-        floats: dict[str, ModelProto] = {}
+        least = {kind: (kind, at[0]) for kind, at in widths.items()}
+        floats: dict[Level, ModelProto] = {}
 
-        def narrowest(kind: str) -> ModelProto:
-            floats[kind] = self._exported(least[kind])
-            return floats[kind]
+        def narrowest(at: Level) -> ModelProto:
+            floats[at] = self._exported(shapes[at])
+            return floats[at]
 
-        def wider(kind: str, n: int) -> ModelProto:
+        def wider(at: Level) -> ModelProto:
+            kind, n = at
             channels = strands[kind][0].channels
             way = Fraction(channels - n, channels - widths[kind][0])
-            made = between(self._float, floats[kind], way, self._races.examples)
-            return self._exported(shapes[kind, n]) if made is None else made
+            made = between(self._float, floats[least[kind]], way, self._races.examples)
+            return self._exported(shapes[at]) if made is None else made
 
-        saved = self._savings({kind: partial(narrowest, kind) for kind in least}, 0.4)
-        found = {(kind, widths[kind][0]): saving for kind, saving in saved.items()}
-        others = [(kind, n) for kind in saved for n in widths[kind][1:]]
-        found |= self._savings({at: partial(wider, *at) for at in others if saved[at[0]]["latency_p50_ms"]}, 0.7)
-        for kind, n in others:
-            if not saved[kind]["latency_p50_ms"]:
-                lighter = self._cut_away(shapes[kind, n]) / self._cut_away(least[kind])
-                found[kind, n] = {"latency_p50_ms": 0.0, "size_mb": lighter * saved[kind]["size_mb"]}
+        found = self._savings({at: partial(narrowest, at) for at in least.values()}, 0.4)
+        others = [at for at in shapes if at not in found and least[at[0]] in found]
+        idle = [at for at in others if not found[least[at[0]]]["latency_p50_ms"]]
+        found |= self._savings({at: partial(wider, at) for at in others if at not in idle}, 0.7)
+        for level in idle:
+            narrow = least[level[0]]
+            lighter = self._cut_away(shapes[level]) / self._cut_away(shapes[narrow])
+            found[level] = {"latency_p50_ms": 0.0, "size_mb": lighter * found[narrow]["size_mb"]}
         return dict(sorted(found.items()))
 
     def _savings(self, graphs: Mapping[Key, Callable[[], ModelProto]], done: float) -> dict[Key, Saving]:

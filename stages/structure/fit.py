@@ -22,7 +22,8 @@ from stages.settings import PruneConfig
 from stages.structure.anatomy import Anatomy, Shape
 from stages.structure.choice import choose, excess
 from stages.structure.table import Costs
-from stages.structure.worth import Batches, Worth, worth
+from stages.structure.variants import Batches
+from stages.structure.worth import Worth, worth
 from targets.budget import METRICS
 from targets.errors import Fault, InputError, StageError
 

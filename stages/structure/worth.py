@@ -17,7 +17,7 @@ networks their order agreed best with measuring each channel: rank correlation 0
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,11 +30,9 @@ from torch.nn import functional as F
 from stages.network import seeded
 from stages.structure.anatomy import Anatomy, Shape, Strand
 from stages.structure.surgery import CONVOLUTIONS, operate
+from stages.structure.variants import Batches, losses
 
-__all__ = ["Batches", "Worth", "worth"]
-
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor | None]]]
-"""Gives the same examples each time: inputs (batch, ...), and labels (batch,) or None where there are none."""
+__all__ = ["Worth", "worth"]
 
 Order = Mapping[str, tuple[int, ...]]
 
@@ -79,29 +77,57 @@ def worth(
     shape = Shape() if shape is None else shape
     targets = _targets(module, batches)
 
-    def loss(other: Shape, order: Order = worst) -> float:
-        return _loss(operate(deepcopy(module), anatomy.surgery(other, order)), batches, targets)
-
-    now = loss(shape)
-    blocks = {}
-    for block in anatomy.blocks:
-        other = loss(replace(shape, gone=shape.gone ^ {block.name}))
-        blocks[block.name] = _growth(now, other) if block.name not in shape.gone else _growth(other, now)
+    drawn = _moved(module, anatomy, batches, shape, worst)
+    scored = [(s, moved, _half(s, moved, shape, worst)) for s, moved in zip(anatomy.strands, drawn, strict=True)]
+    # A strand that no layer reads any more, or that its blocks hold, cannot be measured narrower.
+    tried = [(s, half) for s, moved, half in scored if any(moved) and not anatomy.held(s, shape.gone) and half.between]
+    others = [anatomy.surgery(replace(shape, gone=shape.gone ^ {block.name}), worst) for block in anatomy.blocks]
+    others += [
+        anatomy.surgery(replace(shape, widths={**shape.widths, s.name: half.width}), {**worst, s.name: half.order})
+        for s, half in tried
+    ]
+    names = [block.name for block in anatomy.blocks]
+    now, found = losses(module, anatomy.surgery(shape, worst), others, names, batches, targets)
+    blocks = {
+        name: _growth(now, other) if name not in shape.gone else _growth(other, now)
+        for name, other in zip(names, found, strict=False)
+    }
+    grown = {
+        strand.name: _growth(now, other) if half.width < half.stay else _growth(other, now)
+        for (strand, half), other in zip(tried, found[len(names) :], strict=True)
+    }
     channels = {}
-    for strand, moved in zip(anatomy.strands, _moved(module, anatomy, batches, shape, worst), strict=True):
-        gone = () if anatomy.held(strand, shape.gone) else strand.leaving(shape, worst)
-        order = (*gone, *(i for i in _worst(moved, strand.unit) if i not in gone))  # what is gone leaves first
-        whole, stay, half = strand.channels, strand.channels - len(gone), _half(strand)
-        width = half if half < stay else whole  # where it is narrow already, it is given back whole
-        between = order[whole - max(stay, width) : whole - min(stay, width)]
-        moved = _together(moved, strand.unit)
-        total = math.fsum(moved[i] for i in between)
-        if total and not anatomy.held(strand, shape.gone):
-            other = loss(replace(shape, widths={**shape.widths, strand.name: width}), {**worst, strand.name: order})
-            growth = _growth(now, other) if width < stay else _growth(other, now)
-            moved = tuple(score * max(growth, _LEAST) / total for score in moved)
-        channels[strand.name] = moved
+    for strand, moved, half in scored:
+        each = _together(moved, strand.unit)
+        if (total := math.fsum(each[i] for i in half.between)) and strand.name in grown:
+            each = tuple(score * max(grown[strand.name], _LEAST) / total for score in each)
+        channels[strand.name] = each
     return Worth(blocks, channels)
+
+
+@dataclass(frozen=True)
+class _Half:
+    """What is measured of a strand: narrowed to half, or, where it is narrow already, given back whole.
+
+    Attributes:
+        stay: how many channels it has now.
+        order: in which its channels leave; those that are gone first.
+        between: the channels that make the difference.
+    """
+
+    stay: int
+    width: int
+    order: tuple[int, ...]
+    between: tuple[int, ...]
+
+
+def _half(strand: Strand, moved: Sequence[float], shape: Shape, worst: Order) -> _Half:
+    gone = strand.leaving(shape, worst)
+    order = (*gone, *(i for i in _worst(moved, strand.unit) if i not in gone))
+    whole, stay = strand.channels, strand.channels - len(gone)
+    half = math.ceil(whole / 2 / strand.unit) * strand.unit
+    width = half if half < stay else whole
+    return _Half(stay, width, order, order[whole - max(stay, width) : whole - min(stay, width)])
 
 
 def _growth(with_it: float, without: float) -> float:
@@ -124,23 +150,10 @@ def _together(moved: Sequence[float], unit: int) -> tuple[float, ...]:
     return tuple(added)
 
 
-def _half(strand: Strand) -> int:
-    return math.ceil(strand.channels / 2 / strand.unit) * strand.unit
-
-
 def _targets(module: nn.Module, batches: Batches) -> list[Tensor]:
     """For each batch, what is to be answered: classes (batch,), or probabilities (batch, classes)."""
     with torch.no_grad():
         return [F.softmax(module(x), 1) if labels is None else labels for x, labels in batches()]
-
-
-def _loss(module: nn.Module, batches: Batches, targets: Sequence[Tensor]) -> float:
-    with torch.inference_mode():
-        parts = [
-            F.cross_entropy(module(x), target, reduction="sum").item()
-            for (x, _), target in zip(batches(), targets, strict=True)
-        ]
-    return math.fsum(parts) / sum(map(len, targets))
 
 
 def _moved(

@@ -65,6 +65,16 @@ def test_same_seed_same_bits_other_seed_other_bits(tmp_path):
     assert first == second != other
 
 
+def test_two_threads_give_the_same_bits_each_time(tmp_path):
+    """All other tests work with one."""
+    torch.set_num_threads(2)
+    try:
+        (_, first, _), (_, second, _) = (run(tmp_path / name, replace_config(CONFIG, epochs=2)) for name in "ab")
+    finally:
+        torch.set_num_threads(1)
+    assert first == second
+
+
 def test_switches_of_the_process_are_put_back(tmp_path):
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

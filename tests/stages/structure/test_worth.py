@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from stages.network import build
 from stages.structure.anatomy import Anatomy, Shape, dissect
 from stages.structure.surgery import operate
-from stages.structure.trial import examples
+from stages.structure.trial import examples, fault
 from stages.structure.worth import worth
 from stages.testing import tiny_splits, tiny_teacher
 
@@ -118,7 +118,13 @@ def test_any_network_is_appraised_the_same_twice(name):
     found = worth(module, anatomy, lambda: [(inputs, None)])
     assert found == worth(module, anatomy, lambda: [(inputs, None)])
     assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
-    assert set(found.blocks) == {block.name for block in anatomy.blocks}
+    with torch.no_grad():
+        soft = module(inputs).softmax(1)
+        before = F.cross_entropy(module(inputs), soft).item()
+        for block in anatomy.blocks:
+            left = operate(deepcopy(module), [block.surgery])
+            grown = F.cross_entropy(left(inputs), soft).item() - before
+            assert found.blocks[block.name] == pytest.approx(max(0, grown), abs=1e-5)
     for strand in anatomy.strands:
         assert min(found.channels[strand.name]) >= 0
         assert sorted(found.worst(strand)) == list(range(strand.channels))
@@ -129,3 +135,19 @@ def test_a_network_without_anything_that_may_go():
     found = worth(nn.Linear(3, 2).eval(), Anatomy((), ()), lambda: [(torch.ones(2, 3), torch.tensor([0, 1]))])
     assert not found.blocks
     assert not found.channels
+
+
+@pytest.mark.parametrize("name", ["resnet", "dense", "plain"])
+def test_any_block_may_leave_beside_any_narrow_strand(name):
+    """A layer that hands its input on joins channels before it to those behind: strands that end there stay whole."""
+    module, inputs = net_of(name)
+    anatomy = dissect(module, inputs)
+    joined = 0
+    for block in anatomy.blocks:
+        for strand in anatomy.strands:
+            shape = Shape(frozenset({block.name}), {strand.name: strand.channels // 2})
+            assert fault(module, anatomy.surgery(shape), inputs) == ""
+            joined += anatomy.held(strand, shape.gone) and anatomy.inner(strand) is None
+    assert joined
+    everything = Shape(frozenset(b.name for b in anatomy.blocks), {s.name: s.channels // 2 for s in anatomy.strands})
+    assert fault(module, anatomy.surgery(everything), inputs) == ""

@@ -1,0 +1,107 @@
+"""The losses of many variants of one network, each with a few cuts more or less. What runs before the first layer that
+differs is computed once for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.base import Surgery
+from stages.structure.surgery import operate
+
+__all__ = ["Batches", "Cuts", "losses"]
+
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor | None]]]
+"""Gives the same examples each time: inputs (batch, ...), and labels (batch,) or None where there are none."""
+
+Cuts = tuple[Surgery, ...]
+
+_KEPT = 256_000_000  # bytes of outputs that are kept of a batch
+
+
+def losses(
+    module: nn.Module,
+    base: Cuts,
+    others: Sequence[Cuts],
+    blocks: Sequence[str],
+    batches: Batches,
+    targets: Sequence[Tensor],
+) -> tuple[float, list[float]]:
+    """Mean cross-entropy per example: (of the network with the cuts of `base`, with those of each of `others`).
+
+    Args:
+        module: the uncut network, in eval mode; stays as it is.
+        blocks: parts whose outputs may be kept, so that they need not run again.
+        targets: for each batch, classes (batch,) or probabilities (batch, classes).
+    """
+    begun = operate(deepcopy(module), base)
+    sums: list[list[float]] = [[] for _ in range(1 + len(others))]
+    with torch.no_grad():
+        for (x, _), target in zip(batches(), targets, strict=True):
+            seen = _Seen.of(begun, blocks, x)
+            sums[0].append(F.cross_entropy(seen.logits, target, reduction="sum").item())
+            for found, cuts in zip(sums[1:], others, strict=True):
+                variant = operate(deepcopy(module), cuts)
+                seen.reuse(variant, {cut.module for cut in {*base} ^ {*cuts}})
+                found.append(F.cross_entropy(variant(x), target, reduction="sum").item())
+    n = sum(map(len, targets))
+    now, *rest = (math.fsum(parts) / n for parts in sums)
+    return now, rest
+
+
+@dataclass
+class _Seen:
+    """What was seen in one forward pass.
+
+    Attributes:
+        entered: by module, how many calls had begun before its first.
+        kept: by block, how many calls had begun when it ended, and its output.
+    """
+
+    logits: Tensor
+    entered: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(module: nn.Module, blocks: Sequence[str], x: Tensor) -> _Seen:
+        seen = _Seen(x)
+        calls = size = 0
+
+        def enter(name: str) -> None:
+            nonlocal calls
+            seen.entered.setdefault(name, calls)
+            calls += 1
+
+        def leave(name: str, output: object) -> None:
+            nonlocal size
+            if isinstance(output, Tensor) and name not in seen.kept and size + output.nbytes <= _KEPT:
+                size += output.nbytes
+                seen.kept[name] = calls, output.clone()  # the next layer may work in place
+
+        hooks = [
+            inner.register_forward_pre_hook(lambda _m, _x, name=name: enter(name))
+            for name, inner in module.named_modules(remove_duplicate=False)
+        ]
+        hooks += [
+            module.get_submodule(name).register_forward_hook(lambda _m, _x, y, name=name: leave(name, y))
+            for name in blocks
+        ]
+        try:
+            seen.logits = module(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
+    def reuse(self, variant: nn.Module, changed: Iterable[str]) -> None:
+        """Blocks that had ended before anything that changed began give what they gave."""
+        begins = min((self.entered.get(name, 0) for name in changed), default=0)
+        for name, (calls, output) in self.kept.items():
+            if calls <= begins:
+                variant.get_submodule(name).forward = lambda *_, output=output, **__: output.clone()
