@@ -59,7 +59,7 @@ def ours(made: Made, epochs: int) -> tuple[Model, str]:
     of = made.values(made.prune.key)["metrics"]
     told = (
         f"{made.outcome.choice.chosen} of {made.trials}: {of.get('blocks_removed', 0):.0f} blocks gone, "
-        f"{of['macs_before'] / of['macs']:.1f} times fewer MACs; {epochs} epochs of distillation; quantize"
+        f"{of['macs_before'] / of['macs']:.1f} times fewer MACs; distilled, epochs: {epochs}; quantize"
     )
     return Model("attar", made.onnx(), made.seconds(*SEARCH, *TRAINED)), told
 
@@ -76,7 +76,7 @@ def chains(teacher: Teacher, config: TrainConfig, options: argparse.Namespace, f
         )
         graph = exported(net.module, teacher.data, folder / f"chain{number}.onnx")
         theirs = replace(teacher, exported=replace(teacher.exported, onnx=graph))
-        made = f"{net.fewer_macs:.1f} times fewer MACs; {config.epochs} epochs on labels" if ratio else "the teacher"
+        made = f"{net.fewer_macs:.1f} times fewer MACs; fine-tuned, epochs: {config.epochs}" if ratio else "the teacher"
         yield Chain(
             f"{title}, onnxruntime u8s8", f"{made}; quantize_static", net.seconds, partial(by_hand, theirs, True)
         )
@@ -129,7 +129,11 @@ def compared(data: str, store: Store, options: argparse.Namespace, folder: Path)
         search,
         made.seconds(*SEARCH),
         WHOLE if int8 else FLOAT,
-        [*told, *made.outcome.trials, made.outcome.choice.ranked[0].reason],
+        [
+            *told,
+            *made.outcome.trials,
+            f"{made.outcome.choice.chosen} was chosen: {made.outcome.choice.ranked[0].reason}",
+        ],
     )
 
 

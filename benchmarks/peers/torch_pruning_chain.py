@@ -15,6 +15,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages import graph
 from stages.base import Candidate, Context
 from stages.data import Splits
 from stages.export import CHATTER, TREESPEC
@@ -105,21 +106,23 @@ def tuned(
 
 
 def exported(module: nn.Module, data: Splits, path: Path) -> Path:
-    """Written by torch.onnx as its documentation shows it, with an open batch."""
+    """Written by torch.onnx as its documentation shows it, with an open batch; without the stack traces that it leaves
+    in every node, which would count as size."""
     batch = torch.export.Dim("batch", min=1)
     with quiet(CHATTER, [TREESPEC]):
-        torch.onnx.export(
+        made = torch.onnx.export(
             module.eval(),
             (examples(data, 2),),
-            path,
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
             input_names=["input"],
             output_names=["logits"],
             dynamic_shapes=({0: batch},),
-            external_data=False,
         )
+    assert made is not None
+    graph.strip(made.model_proto)
+    graph.write(made.model_proto, path)
     return path
 
 

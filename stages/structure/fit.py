@@ -75,7 +75,6 @@ class Fit:
         """The structure to cut.
 
         Raises:
-            InputError: even the closest does not hold the limits.
             StageError: nothing that may go saves anything.
         """
         aimed = _aimed(self.limits, self.config.aim)
@@ -91,8 +90,8 @@ class Fit:
         if not binding <= set(_SIZES):
             shape = self._measured(anatomy, aimed, shape)
         predicted = self.costs.predict(self.anatomy, shape)
-        if over := {name: predicted[name] for name, by in excess(predicted, self.limits).items() if by > 0}:
-            raise out_of_reach(self.limits, over)
+        if over := [name for name, by in excess(predicted, self.limits).items() if by > 0]:
+            self.notes.append(f"the closest structure, yet not within {', '.join(over)}: the verdict will tell")
         for name in (name for name in aimed if name in binding):
             was = f"{self.costs.whole[name]:.3g} in the whole network"
             told = f"{name} {predicted[name]:.3g} predicted, {aimed[name]:.3g} aimed at, limit {self.limits[name]:g}"
