@@ -14,8 +14,8 @@ A ResNet-56 is trained by attar once for each data set of ../shared/data, and ke
   quantized. The best is the fastest that loses at most 0.5 points on test.
 
 All are measured in turns in one run on this machine; accuracy is on the test split. Let nothing else run. Prints
-Markdown tables, and whether each goal is held (`budgets_tables.py` has them). Exit code 1 if one is missed or attar
-made nothing, 4 if one is undecided.
+Markdown tables, and whether each goal is held (`budgets_tables.py` has them). Exit code 1 if one is missed or a
+comparison could not be made, 4 if one is undecided.
 """
 
 import argparse
@@ -182,7 +182,7 @@ def main() -> int:
                     found[data] = compared(data, store, options, Path(name))
                 except AttarError as error:  # a budget out of reach, say; the other data may tell more
                     failed[data] = str(error)
-                    print(f"\n### {data}\n\nattar made nothing: {error}", flush=True)
+                    print(f"\n### {data}\n\nNo comparison: {error}", flush=True)
                     continue
                 if len(found) == 1:
                     cpu = found[data].results.measured.environment["cpu"]["model"]

@@ -121,8 +121,9 @@ def exported(module: nn.Module, data: Splits, path: Path) -> Path:
             dynamic_shapes=({0: batch},),
         )
     assert made is not None
-    graph.strip(made.model_proto)
-    graph.write(made.model_proto, path)
+    model = made.model_proto  # made anew each time it is asked for
+    graph.strip(model)
+    graph.write(model, path)
     return path
 
 

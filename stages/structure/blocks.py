@@ -25,7 +25,7 @@ from stages.structure.stand_ins import Form, first, form_of
 from stages.structure.strands import tried
 from stages.structure.surgery import operate
 from stages.structure.trial import Cut, fault, silence
-from stages.structure.wiring import Wiring
+from stages.structure.wiring import Wiring, bits
 from targets.errors import StageError
 
 __all__ = ["blocks", "removable", "shorten"]
@@ -130,10 +130,24 @@ class _Search:
                 continue
             form = self.calls[name][0].form
             assert form is not None
-            if self.wiring.within[name] & self.wiring.last:
+            nodes, norm = self.wiring.within[name], self._norm_behind(name)
+            if nodes & self.wiring.last:
                 self.refused[name] = "it gives the network's outputs"
-            elif self._try(Surgery(name, "identity", form), self.wiring.within[name]):
+            elif self._try(Surgery(name, "identity", form, norm), nodes | sum(self.wiring.within[n] for n in norm)):
                 gone.append(held)
+
+    def _norm_behind(self, name: str) -> tuple[str, ...]:
+        """The norm that only scales what one layer gives: alone it would be left over, as an operator of its own."""
+        if any(True for _ in self.module.get_submodule(name).children()):
+            return ()
+        last = max(bits(self.wiring.within[name]))
+        users = [self.wiring.place[user] for user in self.wiring.nodes[last].users]
+        path = self.wiring.paths[users[0]] if len(users) == 1 else ()
+        norm = path[-1] if path and not _inside(path[-1], name) else ""
+        calls = self.calls.get(norm, [])
+        weights = [*self.module.get_submodule(norm).parameters()] if norm else []
+        scales = bool(weights) and all(weight.ndim == 1 for weight in weights)
+        return (norm,) if scales and len(calls) == 1 and calls[0].same and calls[0].form == () else ()
 
     def _together(self) -> None:
         """Blocks that hold alone may not all go: some may need each other, and some alone may bring the inputs to the

@@ -26,9 +26,7 @@ from targets.errors import Fault
 __all__ = ["dissected", "out_of_reach", "survey"]
 
 
-def dissected(
-    origin: Origin, config: CostsConfig, data: Splits, multiple: int, seed: int
-) -> tuple[nn.Module, Anatomy]:
+def dissected(origin: Origin, config: CostsConfig, data: Splits, multiple: int, seed: int) -> tuple[nn.Module, Anatomy]:
     """The network with fresh weights, and what may go from it.
 
     Args:

@@ -68,6 +68,8 @@ def fault(module: nn.Module, surgery: tuple[Surgery, ...], inputs: Tensor) -> st
         for cut in surgery:
             if cut.kind in ("identity", "zero"):
                 _bypass(masked.get_submodule(cut.module), cut)
+                for name in cut.idle if cut.kind == "identity" else ():
+                    _bypass(masked.get_submodule(name), Surgery(name, "identity"))
             elif cut.kind == "in":
                 # Silenced where channels are read, not where they are made: a shift in between would wake them again.
                 layer = masked.get_submodule(cut.module)

@@ -107,3 +107,75 @@ def test_planning_wakes_no_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+BUDGETED = """\
+version: 1
+name: budgeted
+data: {source: tiny.npz, mean: [0.5], std: [0.25], validation: 0.3}
+model: {source: "stages.testing:tiny_residual", args: {classes: 4}, train: {epochs: 2}}
+stages:
+  - prune: {to: budget}
+  - distill: {epochs: 2}
+  - quantize: {}
+  - export: {}
+targets:
+  - {use: quick.yaml, budget: {size_mb: 0.01}}
+  - {use: quick.yaml, name: roomy, budget: {size_mb: 0.02}}
+"""
+
+
+def test_costs_come_first_and_one_more_trial_is_one_more_aim(tmp_path):
+    path = write_tiny(tmp_path, BUDGETED)
+    recipe, _ = load(path)
+    once = plan(recipe, tmp_path)
+    again = plan(recipe, tmp_path, {("quick", "teacher"): (0.7,)})
+    assert [step.kind for step in once.steps[:2]] == ["costs", "teacher"]
+    assert {step.key for step in once.steps} < {step.key for step in again.steps}
+    assert again.goal("quick").trials == {"teacher": {"fit 1": 0.85, "fit 2": 0.7}}
+    assert list(again.goal("quick").candidates) == ["fit 1", "fit 2"]
+    assert list(again.goal("roomy").candidates) == ["fit 1"]
+    lineage = again.lineage(again.goal("quick").candidates["fit 2"])
+    assert [step.stage for step in lineage] == ["teacher", "prune", "distill", "export", "quantize"]
+    assert lineage[1].config.aim == 0.7
+    assert lineage[1].at == ("stages", 0, "prune")
+
+
+def test_costs_depend_on_the_network_and_the_target_alone(tmp_path):
+    def costs(**sets):
+        recipe, _ = load(tmp_path / "tiny.yaml", sets)
+        return [step.key for step in plan(recipe, tmp_path).steps if step.kind == "costs"]
+
+    write_tiny(tmp_path, BUDGETED)
+    before = costs()
+    assert len(before) == 1
+    assert before == costs(
+        **{"model.train.epochs": "3", "targets.0.budget.size_mb": "0.1", "stages.0.prune.aim": "0.5"}
+    )
+    assert before != costs(**{"model.args.width": "16"})
+    assert before != costs(stages="[prune: {to: budget}, export: {}]")
+
+
+def test_branches_of_all_targets_learn_together_and_later_trials_alone(tmp_path):
+    path = write_tiny(
+        tmp_path, BUDGETED.replace("epochs: 2}\n  - quantize", "epochs: 2, together: true}\n  - quantize")
+    )
+    recipe, _ = load(path)
+    laid = plan(recipe, tmp_path, {("quick", "teacher"): (0.7,)})
+    (family,) = [step for step in laid.steps if step.kind == "family"]
+    members = [step for step in laid.steps if step.kind == "member"]
+    assert [step.parents for step in members] == [(family.parents[0], family.key), (family.parents[0], family.key)]
+    assert [step.member for step in members] == [0, 1]
+    later = laid.lineage(laid.goal("quick").candidates["fit 2"])
+    assert [step.kind for step in later] == ["teacher", "stage", "stage", "stage", "stage"]
+    assert not later[2].config.together
+
+
+def test_a_cascade_is_one_more_branch_of_two(tmp_path):
+    text = TINY.replace("  - export: {samples: 8}\n", "  - export: {samples: 8}\n  - cascade: {}\n")
+    laid = _plan(tmp_path, text)
+    goal = laid.goals[0]
+    assert list(goal.candidates) == ["keep 1", "keep 0.5", "cascade"]
+    step = laid.step(goal.candidates["cascade"])
+    assert set(step.parents) >= {goal.candidates["keep 1"], goal.candidates["keep 0.5"]}
+    assert len(step.others) == 1
