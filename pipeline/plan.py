@@ -36,8 +36,10 @@ from stages.settings import (
     QuantizeConfig,
     Student,
 )
+from targets.budget import SLOW
 from targets.documents import Frozen, KeyPath
 from targets.errors import InputError
+from targets.measure import samples_for
 from targets.target import Target, facts
 
 __all__ = ["COSTS_SEE", "Aims", "budgeted", "plan"]
@@ -143,13 +145,11 @@ class _Planner:
         step = PlannedStep("", "costs", f"costs{of} on {target.name}", "", "costs")
         step = replace(step, config=config, target=target, at=("stages", at, "prune"))
         step = replace(step, origin=Origin(model.source, dict(model.args)))
-        limits = target.budget.model_dump(exclude_none=True)
         seen = {
             "model": sources.model_digest(bare, self.base),
             "target": facts(target, COSTS_SEE),
-            "percentiles": sorted(
-                name for name in limits if name.startswith("latency_")
-            ),  # rare ones take more samples
+            "samples": samples_for(target),
+            "slow": [metric for metric in SLOW if getattr(target.budget, metric) is not None],
         }
         return self._add(step, seen, code="stages.structure.costs", libraries=("torch", "torch-pruning", "onnxruntime"))
 

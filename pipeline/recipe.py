@@ -177,14 +177,14 @@ model:
   args: {{classes: 10}}
   train: {{epochs: 8}}            # or weights: teacher.safetensors
 stages:                         # attar stages lists them, attar stages show NAME tells what each can be told
-  - distill:
-      students: [{{keep: 0.5}}, {{keep: 0.25}}]
-      epochs: 8
+  - prune: {{to: budget}}         # blocks and channels leave until the limits below hold
+  - distill: {{epochs: 6}}        # what is left learns from the teacher
   - quantize: {{}}
   - export: {{}}
 targets:                        # attar targets lists them
   - use: local
     budget:
       accuracy_drop_points: 2.0
-      size_mb: 1.0
+      latency_p95_ms: 2.0
+      size_mb: 0.3
 """

@@ -280,5 +280,5 @@ class Runner:
 
 
 def _looked_at(step: PlannedStep) -> tuple[str, ...]:
-    """Fields of the target that a step gets to see. Costs look at which percentiles have limits, not at the limits."""
+    """Fields of the target that a step gets to see. Costs look at what has a limit, not at the limits."""
     return (*COSTS_SEE, "budget") if step.kind == "costs" else STAGES[step.stage].looks_at(step.config)

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from targets.documents import Frozen
 
-__all__ = ["COSTS", "METRICS", "Budget", "Check", "Measurement", "Verdict", "judge", "worst"]
+__all__ = ["COSTS", "METRICS", "SLOW", "Budget", "Check", "Measurement", "Verdict", "judge", "worst"]
 
 Verdict = Literal["met", "missed", "inconclusive", "failed"]
 
@@ -56,6 +56,9 @@ METRICS: Mapping[str, Literal["at most", "at least"]] = {
 
 COSTS = frozenset(METRICS) - {"accuracy_drop_points", "fallback_nodes", "float_int8_nodes"}
 """Metrics that a smaller structure makes better."""
+
+SLOW = ("throughput_per_s", "peak_memory_mb", "energy_mj")
+"""Metrics of costs that take more to measure than latencies do."""
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,12 @@ def time_limit_s(target: Target, models: int) -> float:
     return _START_S + models * (4 * meter.max_seconds + 20 * meter.warmup_s + 2 * meter.energy_s)
 
 
+def samples_for(target: Target) -> int:
+    """Latencies to take at least: the meter's, or more where the budget limits a percentile that needs more."""
+    limited = [q for metric, q in PERCENTILES.items() if getattr(target.budget, metric, None) is not None]
+    return max([target.meter.samples, *(samples_needed(q, target.meter.confidence) for q in limited)])
+
+
 def _silent(_: str) -> None: ...
 
 
@@ -106,9 +112,7 @@ def measure(
     """
     found = {name: _checked(path, sample, batch_one=True) for name, path in models.items()}
     job, meter = job_for(target), target.meter
-    for metric, q in PERCENTILES.items():
-        if getattr(target.budget, metric, None) is not None:
-            job["meter"]["samples"] = max(job["meter"]["samples"], samples_needed(q, meter.confidence))
+    job["meter"]["samples"] = samples_for(target)
     _in_circles(job, found.values(), len(sample))
     tasks = ["session", "latency", "throughput", "operators"] + ["energy"] * (meter.energy_s > 0)
     timeout_s = time_limit_s(target, len(models))

@@ -32,7 +32,7 @@ from stages.structure.mockup import Precision, as_int8, between, mockup
 from stages.structure.races import Races
 from stages.structure.surgery import operate
 from stages.structure.table import Costs, Saving
-from targets.budget import METRICS, Measurement
+from targets.budget import Measurement
 from targets.devices import Device
 from targets.errors import StageError
 from targets.target import Target
@@ -175,11 +175,11 @@ class StructureBench:
             rows = self._races.in_full(models, "float")
             pace = rows["whole"].get("speedup_p50")
             if not self.precision.pays or pace is None or pace.high >= 1:
-                return _worst(rows["whole"]), _worst(rows["smallest"])
+                return _values(rows["whole"]), _values(rows["smallest"])
             self.say(f"int8 does not pay on the whole network ({pace.value:.2f} times the float's speed): float it is")
             self.precision = replace(self.precision, int8=False)
         rows = self._races.in_full({"whole": whole, "smallest": smallest}, "whole")
-        return _worst(rows["whole"]), _worst(rows["smallest"])
+        return _values(rows["whole"]), _values(rows["smallest"])
 
     def _narrowed(self, strands: Mapping[str, Sequence[Strand]]) -> dict[Level, Saving]:
         """What all strands of a kind save together at each level. Where the narrowest saves no time, the others save
@@ -256,10 +256,6 @@ def _each(saving: Saving, count: int, whole_ms: float) -> Saving:
     return {"latency_p50_ms": saving["latency_p50_ms"] * whole_ms / count, "size_mb": saving["size_mb"] / count}
 
 
-def _worst(row: Mapping[str, Measurement]) -> dict[str, float]:
-    """What a verdict looks at: of each interval the end that is nearer to a miss. The median alone, to which all others
-    keep their ratio, stays what it is."""
-    return {
-        name: m.value if name == "latency_p50_ms" else m.high if METRICS[name] == "at most" else m.low
-        for name, m in row.items()
-    }
+def _values(row: Mapping[str, Measurement]) -> dict[str, float]:
+    """What is predicted: the middle of each interval. Its width is what a prune's `aim` leaves room for."""
+    return {name: measured.value for name, measured in row.items()}

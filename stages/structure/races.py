@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from onnx import ModelProto
@@ -19,18 +19,17 @@ from onnx import ModelProto
 from stages.checkpoint import write_safely
 from stages.graph import Floats
 from stages.int8.slower import written
-from targets.budget import METRICS, Measurement
+from targets.budget import METRICS, SLOW, Measurement
 from targets.devices import Device
 from targets.energy import energy_measurement
-from targets.measure import connect, measure, race
-from targets.samples import PERCENTILES, Measured, measurements
+from targets.measure import connect, measure, race, samples_for
+from targets.samples import Measured, measurements
 from targets.statistics import Interval, paired_ratio
 from targets.target import Meter, Target, facts, unlike
 
 __all__ = ["Races"]
 
 _METER = Meter(samples=200, blocks=10, max_seconds=3, warmup_s=0.1, energy_s=0)
-_PATIENCE_S = 20.0  # for each graph that is measured in full, where no tail of its latencies is limited
 _FINE = 0.02  # width of the interval of a saving, as a share of the baseline's time, that need not be narrower
 _TOGETHER = 6  # graphs in one race beside the baseline: they all lie in memory
 _LOOKED_AT = ("device", "machine", "has_any", "has_none", "runtime", "meter", "energy")
@@ -67,8 +66,8 @@ class Races:
         return unlike(self.target, identity["machine"], identity["flags"])
 
     def in_full(self, models: Mapping[str, ModelProto], baseline: str) -> dict[str, dict[str, Measurement]]:
-        """All that a budget can limit. A percentile that the samples do not support is left out, unless it is limited:
-        then enough of them are taken.
+        """Latencies by the target's own meter, and the size; and all else that a budget can limit, if it does. A
+        percentile that the samples do not support is left out, unless it is limited: then enough of them are taken.
 
         Args:
             baseline: the name of the model that speedups refer to.
@@ -76,11 +75,13 @@ class Races:
         Raises:
             DeviceError: the device did not answer, or its runtime refused a graph.
         """
-        meter, limits = self.target.meter, self.target.budget
-        if not any(getattr(limits, metric, None) for metric in PERCENTILES if metric != "latency_p50_ms"):
-            meter = meter.model_copy(update={"max_seconds": min(meter.max_seconds, _PATIENCE_S)})
+        limits, meter = self.target.budget, self.target.meter
+        energy_s = meter.energy_s if limits.energy_mj is not None else 0.0
+        meter = meter.model_copy(update={"samples": samples_for(self.target), "energy_s": energy_s})
         target = self.target.model_copy(update={"meter": meter})
-        found = self._kept(target, models, lambda paths: measure(target, paths, self.examples, self.say, self.device))
+        slow = any(getattr(limits, metric) is not None for metric in SLOW)
+        run = partial(measure if slow else race, target, sample=self.examples, say=self.say, device=self.device)
+        found = self._kept(target, models, lambda paths: run(models=paths))
         return {name: _row(found, name, baseline, target) for name in models}
 
     def speedups(self, baseline: ModelProto, models: Mapping[str, ModelProto]) -> dict[str, Interval]:
@@ -116,7 +117,7 @@ class Races:
                 "models": [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in paths.items()],
                 "inputs": [list(self.examples.shape), hashlib.sha256(self.examples.tobytes()).hexdigest()],
                 "target": facts(target, _LOOKED_AT),
-                "limits": [metric for metric in PERCENTILES if getattr(target.budget, metric, None) is not None],
+                "limits": [metric for metric in SLOW if getattr(target.budget, metric) is not None],
                 "machine": self.device.identity(),
             }
             key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
