@@ -112,7 +112,7 @@ class PruneConfig(Frozen):
     )
     importance: Literal["l2", "taylor"] | None = Field(None, description="default: l2; to: budget takes taylor alone")
     steps: Annotated[int, Field(ge=1, le=100)] | None = Field(
-        None, description="rounds, importance is taken anew in each; default: 1, or 4 to a budget"
+        None, description="rounds, importance is taken anew in each; default: 1, or 3 to a budget"
     )
     exclude: tuple[str, ...] = Field((), description="module name patterns that stay whole")
     samples: Annotated[int, Field(ge=1)] = Field(256, description="training examples that importance is taken on")

@@ -115,21 +115,26 @@ class StructureBench:
             },
         )
 
-    def check(self, shape: Shape, costs: Costs) -> float:
-        """The median latency of one structure, milliseconds: raced with the whole network, and told in terms of what
-        that took when the table was made.
+    def check(self, shape: Shape, costs: Costs, *, timed: bool = True) -> Saving:
+        """What one structure takes: its size, and its median latency in milliseconds: raced with the whole network, and
+        told in terms of what that took when the table was made.
+
+        Args:
+            timed: whether its latency is wanted.
 
         Raises:
             StageError: the structure cannot be exported.
             DeviceError: the device did not answer, or its runtime refused a graph.
         """
-        whole = costs.whole["latency_p50_ms"]
         if not self.anatomy.surgery(shape):
-            return whole
-        return (
-            whole
-            / self._races.speedups(self._whole, {"structure": self._shipped(self._exported(shape))})["structure"].value
-        )
+            found = {"size_mb": costs.whole["size_mb"], "latency_p50_ms": costs.whole["latency_p50_ms"]}
+            return found if timed else {"size_mb": found["size_mb"]}
+        made = self._shipped(self._exported(shape))
+        found = {"size_mb": len(made.SerializeToString()) / 1e6}
+        if timed:
+            ratio = self._races.speedups(self._whole, {"structure": made})["structure"].value
+            found["latency_p50_ms"] = costs.whole["latency_p50_ms"] / ratio
+        return found
 
     @cached_property
     def _races(self) -> Races:

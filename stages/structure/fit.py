@@ -21,7 +21,7 @@ from stages.base import Context
 from stages.settings import PruneConfig
 from stages.structure.anatomy import Anatomy, Shape
 from stages.structure.choice import choose, excess
-from stages.structure.table import Costs
+from stages.structure.table import Costs, Saving
 from stages.structure.variants import Batches
 from stages.structure.worth import Worth, worth
 from targets.budget import METRICS
@@ -29,7 +29,7 @@ from targets.errors import Fault, InputError, StageError
 
 __all__ = ["Bench", "Fit", "out_of_reach"]
 
-_ROUNDS = 4
+_ROUNDS = 3
 _CHECKS = 4
 _AGREE = 0.03
 _BATCH = 64
@@ -44,8 +44,8 @@ class Bench(Protocol):
         """The table."""
         ...
 
-    def check(self, shape: Shape, costs: Costs) -> float:
-        """Median latency of a structure, milliseconds."""
+    def check(self, shape: Shape, costs: Costs, *, timed: bool = True) -> Saving:
+        """Size of a structure, and its median latency if that is wanted."""
         ...
 
 
@@ -87,8 +87,7 @@ class Fit:
             return Shape()
         anatomy = _paying(self.anatomy, self.costs, binding)
         shape = choose(anatomy, self.costs, aimed, partial(self._worth, anatomy), self.config.steps or _ROUNDS)
-        if not binding <= set(_SIZES):
-            shape = self._measured(anatomy, aimed, shape)
+        shape = self._measured(anatomy, aimed, shape, timed=not binding <= set(_SIZES))
         predicted = self.costs.predict(self.anatomy, shape)
         if over := [name for name, by in excess(predicted, self.limits).items() if by > 0]:
             self.notes.append(f"the closest structure, yet not within {', '.join(over)}: the verdict will tell")
@@ -105,34 +104,42 @@ class Fit:
         found = {f"predicted_{name}": value for name, value in shown.items()}
         return found if self.checked is None else {**found, "checked_latency_p50_ms": self.checked}
 
-    def _measured(self, anatomy: Anatomy, aimed: Mapping[str, float], shape: Shape) -> Shape:
+    def _measured(self, anatomy: Anatomy, aimed: Mapping[str, float], shape: Shape, timed: bool) -> Shape:
         """The structure once prediction and measurement agree; after the last check, of those that were measured the
-        largest that fits."""
-        tried: list[tuple[float, Shape, Costs]] = []
+        largest that fits.
+
+        Args:
+            timed: whether latency is measured; else size alone.
+        """
+        tried: list[tuple[Shape, Costs, Saving]] = []
         for number in range(1, _CHECKS + 1):
             self.context.progress(0.5 + 0.1 * number, f"measuring structure {number} on the target")
-            predicted = self.costs.predict(self.anatomy, shape)["latency_p50_ms"]
-            self.checked = took = self.bench.check(shape, self.costs)
-            told = f"check {number}: p50 {predicted:.3g} ms predicted, {took:.3g} ms measured"
-            told += f" ({predicted / took - 1:+.1%})"
-            self.notes.append(told)
-            self.context.say(told)
-            self.costs = self.costs.corrected(self.anatomy, shape, took)
-            tried.append((took, shape, self.costs))
-            if abs(predicted / took - 1) <= _AGREE:
+            predicted, found = self.costs.predict(self.anatomy, shape), self.bench.check(shape, self.costs, timed=timed)
+            told = [
+                f"{name} {predicted[name]:.3g} predicted, {value:.3g} found ({predicted[name] / value - 1:+.1%})"
+                for name, value in sorted(found.items())
+            ]
+            self.notes.append(f"check {number}: {'; '.join(told)}")
+            self.context.say(self.notes[-1])
+            self.checked = found.get("latency_p50_ms")
+            self.costs = self.costs.corrected(self.anatomy, shape, found)
+            tried.append((shape, self.costs, found))
+            if all(abs(predicted[name] / value - 1) <= _AGREE for name, value in found.items()):
                 return shape
             again = choose(anatomy, self.costs, aimed, partial(self._worth, anatomy), 1, shape)
             if again == shape:
                 return shape
             shape = again
-        fitting = [one for one in tried if not any(excess(one[2].predict(self.anatomy, one[1]), aimed).values())]
+        fitting = [one for one in tried if not any(excess(one[1].predict(self.anatomy, one[0]), aimed).values())]
         if not fitting:
             self.checked = None
             self.notes.append(
                 f"prediction and measurement still differ after {_CHECKS} checks: the last was not measured"
             )
             return shape
-        self.checked, shape, self.costs = max(fitting, key=lambda one: one[0])
+        key = "latency_p50_ms" if timed else "size_mb"
+        shape, self.costs, found = max(fitting, key=lambda one: one[2][key])
+        self.checked = found.get("latency_p50_ms")
         return shape
 
     def _worth(self, anatomy: Anatomy, shape: Shape) -> Worth:

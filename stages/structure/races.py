@@ -29,8 +29,8 @@ from targets.target import Meter, Target, facts, unlike
 
 __all__ = ["Races"]
 
-_METER = Meter(samples=200, blocks=10, max_seconds=3, warmup_s=0.1, energy_s=0)
-_FINE = 0.02  # width of the interval of a saving, as a share of the baseline's time, that need not be narrower
+_METER = Meter(samples=200, blocks=10, max_seconds=2, warmup_s=0.1, energy_s=0)
+_FINE = 0.03  # width of the interval of a saving, as a share of the baseline's time, that need not be narrower
 _TOGETHER = 6  # graphs in one race beside the baseline: they all lie in memory
 _LOOKED_AT = ("device", "machine", "has_any", "has_none", "runtime", "meter", "energy")
 

@@ -9,7 +9,7 @@ does the latency table of HALP: Shen et al., NeurIPS 2022, arXiv:2110.10811).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stages.structure.anatomy import Anatomy, Shape
@@ -17,7 +17,8 @@ from stages.structure.anatomy import Anatomy, Shape
 __all__ = ["Costs", "Saving"]
 
 Saving = Mapping[str, float]
-"""By column ("latency_p50_ms", "size_mb"): what one unit saves. Below zero where a smaller unit costs more."""
+"""By column ("latency_p50_ms", "size_mb"): what one unit saves, below zero where a smaller unit costs more; or what a
+whole structure takes."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Costs:
         smallest: the same of the smallest structure.
         blocks: saving of one block, by its kind.
         strands: saving of one strand, by its kind and the number of channels that stay.
-        factor: what predictions of latency are multiplied by; 1 before anything was measured to correct them.
+        factors: what predictions of latency and of size are multiplied by, since whole structures were measured.
     """
 
     whole: Mapping[str, float]
     smallest: Mapping[str, float]
     blocks: Mapping[str, Saving]
     strands: Mapping[str, Mapping[int, Saving]]
-    factor: float = 1.0
+    factors: Saving = field(default_factory=dict)
 
     def widths(self, kind: str) -> tuple[int, ...]:
         """Numbers of channels that were measured for a kind of strand, wide to narrow."""
@@ -51,8 +52,10 @@ class Costs:
         size does and energy as latency does.
         """
         saved = self._saved(anatomy, shape)
-        p50 = max(self.whole["latency_p50_ms"] - saved["latency_p50_ms"], 1e-6) * self.factor
-        size = max(self.whole["size_mb"] - saved["size_mb"], 1e-6)
+        p50 = max(self.whole["latency_p50_ms"] - saved["latency_p50_ms"], 1e-6) * self.factors.get(
+            "latency_p50_ms", 1.0
+        )
+        size = max(self.whole["size_mb"] - saved["size_mb"], 1e-6) * self.factors.get("size_mb", 1.0)
         found = {"latency_p50_ms": p50, "size_mb": size}
         shares = {"peak_memory_mb": self._share("size_mb", size), "energy_mj": self._share("latency_p50_ms", p50)}
         for metric, value in self.whole.items():
@@ -64,9 +67,15 @@ class Costs:
                 found[metric] = self.smallest[metric] + shares[metric] * (value - self.smallest[metric])
         return found
 
-    def corrected(self, anatomy: Anatomy, shape: Shape, p50_ms: float) -> Costs:
-        """The same table, which predicts for this structure what was measured."""
-        return replace(self, factor=self.factor * p50_ms / self.predict(anatomy, shape)["latency_p50_ms"])
+    def corrected(self, anatomy: Anatomy, shape: Shape, found: Saving) -> Costs:
+        """The same table, which predicts for this structure what was found.
+
+        Args:
+            found: by column, what the structure takes.
+        """
+        predicted = self.predict(anatomy, shape)
+        changed = {name: self.factors.get(name, 1.0) * value / predicted[name] for name, value in found.items()}
+        return replace(self, factors={**self.factors, **changed})
 
     def _share(self, metric: str, value: float) -> float:
         """Where a value lies between the smallest structure's (0) and the whole network's (1)."""
@@ -99,10 +108,16 @@ class Costs:
         widths = {kind: {str(n): dict(s) for n, s in at.items()} for kind, at in self.strands.items()}
         blocks = {kind: dict(saving) for kind, saving in self.blocks.items()}
         whole, smallest = dict(self.whole), dict(self.smallest)
-        return {"whole": whole, "smallest": smallest, "blocks": blocks, "strands": widths, "factor": self.factor}
+        return {
+            "whole": whole,
+            "smallest": smallest,
+            "blocks": blocks,
+            "strands": widths,
+            "factors": dict(self.factors),
+        }
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Costs:
         """What `to_json` gave."""
         strands = {kind: {int(n): saving for n, saving in at.items()} for kind, at in values["strands"].items()}
-        return Costs(values["whole"], values["smallest"], values["blocks"], strands, values["factor"])
+        return Costs(values["whole"], values["smallest"], values["blocks"], strands, values["factors"])

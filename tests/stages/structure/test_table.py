@@ -34,6 +34,12 @@ COSTS = Costs(
 )
 
 
+def _corrected(costs, shape, *latencies):
+    for ms in latencies:
+        costs = costs.corrected(ANATOMY, shape, {"latency_p50_ms": ms})
+    return costs
+
+
 def test_a_whole_network_costs_what_was_measured():
     assert COSTS.predict(ANATOMY, Shape()) == COSTS.whole
 
@@ -65,14 +71,18 @@ def test_units_that_share_layers_do_not_save_twice(shape, ms):
 
 def test_a_measured_structure_corrects_the_latencies_and_nothing_else():
     shape = Shape(frozenset({"b"}))
-    found = COSTS.corrected(ANATOMY, shape, 5.0).corrected(ANATOMY, shape, 6.0).predict(ANATOMY, shape)
+    found = (
+        COSTS.corrected(ANATOMY, shape, {"latency_p50_ms": 5.0})
+        .corrected(ANATOMY, shape, {"latency_p50_ms": 6.0})
+        .predict(ANATOMY, shape)
+    )
     assert found["latency_p50_ms"] == pytest.approx(6)
     assert found["latency_p95_ms"] == pytest.approx(7.5)
     assert found["size_mb"] == 2
 
 
 def test_a_table_survives_json():
-    table = COSTS.corrected(ANATOMY, Shape(frozenset({"b"})), 5.0)
+    table = _corrected(COSTS, Shape(frozenset({"b"})), 5.0)
     assert Costs.from_json(json.loads(json.dumps(table.to_json()))) == table
     assert table.widths("stream") == (8, 4)
     assert table.widths("unknown") == ()
