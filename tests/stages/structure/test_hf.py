@@ -3,13 +3,17 @@ been silenced."""
 
 from copy import deepcopy
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
+from stages.base import Signature
+from stages.export import to_onnx, trace
+from stages.structure.anatomy import Shape, dissect
 from stages.structure.strands import least, strands
 from stages.structure.surgery import operate
-from stages.structure.trial import merged
+from stages.structure.trial import fault, merged
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 pytestmark = [pytest.mark.slow]
@@ -55,3 +59,24 @@ def test_heads_and_hidden_widths_leave(make):
             if one.kind == "in":
                 silent.get_submodule(one.module).weight[:, list(one.indexes)] = 0
         torch.testing.assert_close(cut(inputs), silent(inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [bert, vit])
+def test_blocks_and_heads_leave_and_what_is_left_exports(make):
+    torch.manual_seed(0)
+    net, inputs = make()
+    module = Logits(net).eval()
+    anatomy = dissect(module, inputs)
+    assert len(anatomy.blocks) >= 3  # two layers with attention and MLP each, of which one may have to stay
+    shape = Shape(
+        frozenset(block.name for block in anatomy.blocks[:2]), {s.name: s.channels // 2 for s in anatomy.strands}
+    )
+    surgery = anatomy.surgery(shape)
+    assert fault(module, surgery, inputs) == ""
+    cut = operate(deepcopy(module), surgery)
+    model = to_onnx(trace(cut, inputs[:2].numpy()), Signature(tuple(inputs.shape[1:]), 3), 20)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.from_numpy(session.run(None, {"input": inputs.numpy()})[0]), cut(inputs), rtol=1e-4, atol=1e-5
+        )
