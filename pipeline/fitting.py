@@ -25,12 +25,12 @@ class Fitting:
 
     Attributes:
         aims: of further trials, by target and branch.
-        told: by target, why there was another trial, or none.
+        told: by target and trial, why another one followed, or none.
     """
 
     runner: Runner
     aims: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
-    told: dict[str, list[str]] = field(default_factory=dict)
+    told: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def again(self, goal: Goal, found: Mapping[str, Any]) -> bool:
         """Runs one more trial for each branch of a target that needs one.
@@ -58,11 +58,11 @@ class Fitting:
         aim, why = next_aim(tried, config.aim)
         if aim is not None and (spent := self._used_up(goal, list(trials), config)):
             aim, why = None, f"{why}, but {spent}"
-        if aim is not None and not self._run(goal.target.name, branch, aim):
-            aim, why = None, f"{why}, but that leads to a structure that was tried already"
-        if why:
-            last = list(trials)[-1]
-            self.told.setdefault(goal.target.name, []).append(f"{last}: {why}")
+        if aim is not None and (obstacle := self._run(goal.target.name, branch, aim)):
+            aim, why = None, f"{why}, but {obstacle}"
+        last, told = list(trials)[-1], self.told.setdefault(goal.target.name, {})
+        if why and told.get(last) != why:  # a branch that is done is asked again while another one goes on
+            told[last] = why
             self.runner.note(last, why)
         return aim is not None
 
@@ -74,10 +74,12 @@ class Fitting:
         seconds = sum(done.seconds for done in self.runner.done if done.key in keys)
         return f"prune.minutes ({config.minutes:g}) are used up" if seconds > config.minutes * 60 else ""
 
-    def _run(self, target: str, branch: str, aim: float) -> bool:
-        """Runs a branch with one more aim up to its end; not if its structure was tried already."""
+    def _run(self, target: str, branch: str, aim: float) -> str:
+        """Runs a branch with one more aim up to its end; or says why not."""
         aims = {**self.aims, (target, branch): (*self.aims.get((target, branch), ()), aim)}
         laid = plan(self.runner.recipe, self.runner.base, aims)
+        if not {step.key for step in self.runner.plan.steps} <= {step.key for step in laid.steps}:
+            return "code or data changed meanwhile: the same command starts from them as they are now"
         goal = laid.goal(target)
         *before, new = goal.trials[branch]
         prune = _prune(laid, goal, new)
@@ -86,11 +88,11 @@ class Fitting:
         made = self.runner.entry(prune.key).files["weights.safetensors"]
         known = (self.runner.entry(_prune(laid, goal, name).key) for name in before)
         if any(entry.files["weights.safetensors"] == made for entry in known):
-            return False
+            return "that leads to a structure that was tried already"
         self.aims, self.runner.plan = aims, laid
         for step in laid.steps:
             self.runner.step(step)
-        return True
+        return ""
 
 
 def _from_prune(lineage: tuple[PlannedStep, ...]) -> Iterator[PlannedStep]:

@@ -20,14 +20,12 @@ from pipeline.choose import Choice, choose
 from pipeline.fitting import Fitting
 from pipeline.steps import Goal
 from targets.budget import Check, Measurement, judge
-from targets.target import Target, facts
+from targets.target import MEASURED_BY, Target, facts
 
 if TYPE_CHECKING:
     from pipeline.runner import Runner
 
 __all__ = ["Judging", "Outcome"]
-
-_LOOKED_AT = ("device", "machine", "has_any", "has_none", "runtime", "meter", "energy")
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,8 @@ class Judging:
         test, kept = self._tested(goal, choice.chosen)
         on_target = {**measured[choice.chosen], "accuracy_drop_points": test["accuracy_drop_points"]}
         findings = {candidate: tuple(told) for candidate, told in found["findings"].items()}
-        checks, trials = judge(goal.target.budget, on_target), tuple(self._fitting.told.get(name, ()))
+        checks = judge(goal.target.budget, on_target)
+        trials = tuple(f"{trial}: {why}" for trial, why in self._fitting.told.get(name, {}).items())
         return Outcome(goal, choice, measured, found["raw"], found["merge"], findings, test, checks, kept, trials)
 
     def _measured(self, goal: Goal) -> dict[str, Any]:
@@ -89,9 +88,7 @@ class Judging:
         def measure(out: Path, _scratch: Path) -> dict[str, Any]:
             models = {name: self._onnx(key) for name, key in ends.items()}
             say = partial(self.runner.note, title)
-            with self.runner.store.lock(
-                "measure", partial(self.runner.events, "waiting", title)
-            ):  # one run at a time measures
+            with self.runner.measuring(title):
                 found = validate.on_validation(
                     target, models, self.runner.data.validation, say, self.runner.device(target)
                 )
@@ -124,7 +121,7 @@ class Judging:
             {
                 "stage": stage,
                 "parents": ends,
-                "target": facts(target, _LOOKED_AT),
+                "target": facts(target, MEASURED_BY),
                 "reference": self.runner.recipe.data.reference if stage == "verdict" else None,
                 "limits": {name: limit for name, limit in limits.items() if name.startswith(("latency_", "speedup_"))},
                 "machine": self.runner.device(target).identity(),

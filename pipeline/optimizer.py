@@ -183,12 +183,11 @@ class Study:
         settings = next((point for point in points if _written(point) not in tried), None)
         if settings is None:
             return
-        params = {k: settings[k] if isinstance(of, Range) else _written(settings[k]) for k, of in self._spaces()}
+        params = {
+            k: settings[k] if isinstance(of, Range) else _written(settings[k]) for k, of in self.spec.space.items()
+        }
         with _quiet():
             self._study.enqueue_trial(params)
-
-    def _spaces(self) -> Iterator[tuple[str, Any]]:
-        yield from self.spec.space.items()
 
 
 def _written(value: Any) -> str:

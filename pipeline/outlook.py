@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.code import importable
 from pipeline.recipe import Recipe
+from pipeline.report.words import plural
 from pipeline.splits import load_data
 from pipeline.steps import Plan, PlannedStep
 from pipeline.store import Store
@@ -33,14 +35,15 @@ def outlook(recipe: Recipe, base: Path, laid: Plan, store: Store) -> Iterator[tu
         found = _looked(recipe, base, step) if entry is None else json.loads(store.read(entry, "costs.json"))
         units, refused = found["units"], found["refused"]
         assert step.origin is not None
-        told = f"{step.origin.source}: {units['blocks']} blocks and {units['strands']} groups of channels may go"
+        blocks, groups = plural(units["blocks"], "block"), plural(units["strands"], "group")
+        told = f"{step.origin.source}: {blocks} and {groups} of channels may go"
         reasons = [f"{name} stays whole: {why}" for name, why in refused.items()]
         if len(reasons) > _SHOWN:
             reasons = [*reasons[:_SHOWN], f"and {len(reasons) - _SHOWN} more"]
         yield told, reasons
 
 
-def _looked(recipe: Recipe, base: Path, step: PlannedStep) -> Mapping[str, Mapping[str, int | str]]:
+def _looked(recipe: Recipe, base: Path, step: PlannedStep) -> Mapping[str, Mapping[str, Any]]:
     """The network, built and taken apart."""
     from stages.structure.survey import dissected  # wakes torch
 

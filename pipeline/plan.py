@@ -25,7 +25,7 @@ from pipeline import data_sources, digests, sources
 from pipeline.code import closure
 from pipeline.recipe import ModelSpec, Recipe, StageCall
 from pipeline.steps import Goal, Plan, PlannedStep
-from stages import STAGES
+from stages import COSTS_SEE, STAGES
 from stages.base import Origin, Stage
 from stages.settings import (
     CascadeConfig,
@@ -42,15 +42,13 @@ from targets.errors import InputError
 from targets.measure import samples_for
 from targets.target import Target, facts
 
-__all__ = ["COSTS_SEE", "Aims", "budgeted", "plan"]
+__all__ = ["Aims", "budgeted", "plan"]
 
 Aims = Mapping[tuple[str, str], Sequence[float]]
 
 _TEACHER_CODE = {"torch": "stages.teacher", "onnx": "stages.graph"}
-COSTS_SEE = (
-    *("device", "connection", "machine", "has_any", "has_none", "runtime", "meter", "energy"),
-    *("int8", "opset", "ir_version", "channel_multiple"),
-)
+_COSTS_LIBRARIES = ("torch", "torch-pruning", "onnx", "onnxscript", "onnxruntime")
+_BOUNDS = {name: PruneConfig.model_fields[name].default for name in ("trials", "minutes")}  # of the loop, not of a step
 
 
 def budgeted(recipe: Recipe) -> PruneConfig | None:
@@ -140,18 +138,21 @@ class _Planner:
         if isinstance(quantize, QuantizeConfig):
             ships = {"int8": True, "pays": quantize.pays, "float_nodes": quantize.exclude}
             config = config.model_copy(update=ships)
-        at = next(i for i, call in enumerate(self.recipe.stages) if call.config == prune)
         of = "" if model is self.recipe.model else f" of {model.source.rpartition(':')[2]}"
-        step = PlannedStep("", "costs", f"costs{of} on {target.name}", "", "costs")
-        step = replace(step, config=config, target=target, at=("stages", at, "prune"))
-        step = replace(step, origin=Origin(model.source, dict(model.args)))
+        step = PlannedStep(
+            *("", "costs", f"costs{of} on {target.name}", "", "costs"),
+            config=config,
+            target=target,
+            at=self._at("prune", prune),
+            origin=Origin(model.source, dict(model.args)),
+        )
         seen = {
             "model": sources.model_digest(bare, self.base),
             "target": facts(target, COSTS_SEE),
             "samples": samples_for(target),
             "slow": [metric for metric in SLOW if getattr(target.budget, metric) is not None],
         }
-        return self._add(step, seen, code="stages.structure.costs", libraries=("torch", "torch-pruning", "onnxruntime"))
+        return self._add(step, seen, code="stages.structure.survey", libraries=_COSTS_LIBRARIES)
 
     def _advance(self, front: _Front, call: StageCall, teacher: str) -> None:
         """One more stage on every branch of a target."""
@@ -181,14 +182,15 @@ class _Planner:
                 front.trials.setdefault(branch, {})[name] = aim
                 if i == 0:
                     front.first.add(name)
-                yield name, config.model_copy(update={"aim": aim})
+                yield name, config.model_copy(update={**_BOUNDS, "aim": aim})
         else:
             yield branch, config
 
     def _cascade(self, front: _Front, config: CascadeConfig, teacher: str) -> None:
         """One more branch, which joins two."""
         names = [name for name in front.branches if name in front.first]
-        small, large = config.small or names[0], config.large or names[-1]
+        small = config.small or next((name for name in names if name != config.large), names[0])
+        large = config.large or next((name for name in reversed(names) if name != small), names[-1])
         missing = [name for name in (small, large) if name not in front.branches]
         if missing or small == large:
             told = f"there is no branch {missing[0]!r}" if missing else "a cascade joins two branches"
@@ -206,7 +208,7 @@ class _Planner:
                 titles = [student.title for student in config.students]
                 front.origins |= dict.fromkeys(titles, front.origins[branch])
                 front.first |= set(titles)
-                front.branches = {t: self._member(family, i, t) for i, t in enumerate(titles)}
+                front.branches = {t: self._member(family, i, parent, t) for i, t in enumerate(titles)}
             return
         joined = [key for front in fronts for name, key in front.branches.items() if name in front.first]
         joined = list(dict.fromkeys(joined))
@@ -215,22 +217,23 @@ class _Planner:
         for front in fronts:
             for name, key in front.branches.items():
                 if family and name in front.first:
-                    front.branches[name] = self._member(family, joined.index(key), name)
+                    front.branches[name] = self._member(family, joined.index(key), key, name)
                 else:
                     front.branches[name] = self._stage(key, "distill", alone, front.target, teacher, name)
 
     def _family(self, parents: Sequence[str], config: DistillConfig, teacher: str) -> str:
-        others = tuple(parents[1:])
+        first, *others = parents
         step = PlannedStep(
-            "", "family", "distill together", "together", "distill", (parents[0], teacher, *others), config
+            *("", "family", "distill together", "together", "distill", (first, teacher, *others), config),
+            at=self._at("distill", config),
+            teacher=teacher,
+            others=tuple(others),
         )
-        step = replace(step, parents=(parents[0], teacher, *others), teacher=teacher, others=others)
-        step = replace(step, at=self._at("distill", config))
         return self._add(step, {}, code="stages.family", libraries=STAGES["distill"].libraries)
 
-    def _member(self, family: str, number: int, branch: str) -> str:
+    def _member(self, family: str, number: int, parent: str, branch: str) -> str:
         made = self.steps[family]
-        step = PlannedStep("", "member", f"distill {branch}", branch, "distill", (made.parents[0], family), made.config)
+        step = PlannedStep("", "member", f"distill {branch}", branch, "distill", (parent, family), made.config)
         step = replace(step, member=number, at=made.at)
         return self._add(step, {"member": number}, code="stages.family", libraries=("torch",))
 
@@ -247,7 +250,7 @@ class _Planner:
     ) -> str:
         stage: Stage = STAGES[name]
         branch = branch or self.steps[parent].branch
-        teacher = teacher if stage.needs_teacher or costs else ""
+        teacher = teacher if stage.needs_teacher else ""
         parents = tuple(filter(None, (parent, teacher, *others, costs)))
         fields = stage.looks_at(config)
         looked_at = target if fields else None
@@ -289,15 +292,17 @@ class _Planner:
 
 
 def _same(call: StageCall, name: str, config: Frozen) -> bool:
-    """Is this the recipe's call behind a planned step? A distillation's students, a prune's aim and what was trained
-    together have been dealt out by then."""
+    """Is this the recipe's call behind a planned step? A distillation's students, a prune's aim and bounds, and
+    what was trained together have been dealt out by then."""
     if call.name != name:
         return False
     if isinstance(config, DistillConfig):
         assert isinstance(call.config, DistillConfig)
         if bool(config.students) != bool(call.config.students):
             return False
-    dealt: dict[str, Any] = {k: None for k in ("students", "together", "aim") if k in type(config).model_fields}
+    dealt: dict[str, Any] = {
+        k: None for k in ("students", "together", "aim", *_BOUNDS) if k in type(config).model_fields
+    }
     return config.model_copy(update=dealt) == call.config.model_copy(update=dealt)
 
 

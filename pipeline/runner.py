@@ -25,12 +25,11 @@ from typing import Any
 
 from pipeline.events import Events
 from pipeline.judging import Judging, Outcome
-from pipeline.plan import COSTS_SEE
 from pipeline.recipe import Recipe
 from pipeline.splits import load_data
 from pipeline.steps import Plan, PlannedStep
 from pipeline.store import Entry, Store
-from stages import STAGES
+from stages import COSTS_SEE, STAGES
 from stages.base import Candidate, Context, Origin, Step, perform
 from stages.data import Splits
 from stages.settings import CostsConfig, DistillConfig
@@ -141,13 +140,14 @@ class Runner:
 
     def _check_reach(self, step: PlannedStep, entry: Entry) -> None:
         """Before anything is trained: can the smallest structure hold the limits?"""
-        from stages.structure.survey import out_of_reach  # wakes torch
+        from stages.structure.choice import out_of_reach  # wakes torch
+        from stages.structure.table import Costs
 
-        costs = json.loads(self.store.read(entry, "costs.json"))
+        found = json.loads(self.store.read(entry, "costs.json"))
         for i, target in enumerate(self.recipe.resolved_targets(self.base)):
             if step.target is None or facts(target, COSTS_SEE) != facts(step.target, COSTS_SEE):
                 continue
-            if told := out_of_reach(costs, target.budget):
+            if told := out_of_reach(Costs.from_json(found), target.budget.costs, **found["units"]):
                 raise InputError([self._placed(fault, ("targets", i, "budget")) for fault in told])
 
     def keyed(self, key: str, title: str, stage: str, compute: Callable[[Path, Path], Mapping[str, Any]]) -> Entry:

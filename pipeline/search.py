@@ -140,7 +140,7 @@ class _Searcher:
                 "targets": [target.model_dump(mode="json") for target in self.targets],
                 "machines": [self.devices[target.name].identity() for target in self.targets],
                 "space": spec.model_dump(mode="json")["space"],
-                "code": digests.of_code("pipeline.validate"),
+                "code": [digests.of_code(f"pipeline.{name}") for name in ("validate", "choose", "trials")],
                 "libraries": digests.of_libraries(("numpy", "onnxruntime")),
             }
         )
@@ -275,7 +275,7 @@ class _Searcher:
 
 def _latency(budget: Budget) -> str:
     """The mean where it is limited, else the median."""
-    return "latency_mean_ms" if getattr(budget, "latency_mean_ms", None) is not None else "latency_p50_ms"
+    return "latency_mean_ms" if budget.latency_mean_ms is not None else "latency_p50_ms"
 
 
 def _told(trial: TrialRow) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,6 @@ from pipeline.recipe import StageCall, TargetSpec
 from stages import STAGES
 from stages.base import Form
 from stages.settings import CascadeConfig, DistillConfig, PruneConfig
-from targets.budget import COSTS
 from targets.documents import Document, KeyPath, validate
 from targets.errors import Fault, InputError
 
@@ -83,7 +83,8 @@ def chain(doc: Document, calls: Sequence[Call]) -> Iterator[Fault]:
 
 
 def budget(doc: Document, calls: Sequence[Call], base: Path) -> Iterator[Fault]:
-    """A prune to a budget that cannot work: there are two, something else decides what stays, or nothing is limited."""
+    """A prune to a budget that cannot work: there are two, something before or after it decides what stays too, or
+    nothing is limited."""
     prunes = [(call, call.stage.config) for call in calls if call.stage]
     found = [call for call, config in prunes if isinstance(config, PruneConfig) and config.to]
     for call in found[1:]:
@@ -99,28 +100,38 @@ def budget(doc: Document, calls: Sequence[Call], base: Path) -> Iterator[Fault]:
         elif isinstance(config, PruneConfig) and not config.to:
             what = f"stands before the prune to the budget, at stages[{found[0].at[1]}], which measures whole networks"
             yield doc.fault(call.at, what, "leave it out: the budget finds the subset")
+    for call in calls[calls.index(found[0]) + 1 :]:
+        if call.stage and isinstance(call.stage.config, DistillConfig) and call.stage.config.students:
+            what = f"the prune to the budget, at stages[{found[0].at[1]}], already decided what stays of each branch"
+            yield doc.fault((*call.at, "students"), what, "leave the students out: distill trains what comes in")
     for i, item in enumerate(doc.value.get("targets") or ()):
         try:
             limits = validate(doc, TargetSpec, item, ("targets", i)).resolve(base).budget
         except InputError:  # told where targets are looked at
             continue
-        if all(getattr(limits, metric) is None for metric in COSTS):
+        if not limits.costs:
             what = "prune: {to: budget} works back from limits on costs, and this target has none"
             yield doc.fault(("targets", i), what, "add one, such as budget: {latency_p95_ms: 2.0}")
 
 
 def joined(doc: Document, calls: Sequence[Call]) -> Iterator[Fault]:
-    """Branches that are to be trained together or joined in a cascade, and are not there."""
+    """Branches that are to be trained together or joined in a cascade, and are not there or do not go together."""
     names: list[str] | None = ["teacher"]  # None: not to be told from a faulty recipe
+    networks: dict[tuple[str | None, str], str] = {}  # source and arguments -> a student of it
     for i, (at, _, stage) in enumerate(calls):
         config = stage.config if stage else None
         if stage is None:
             names = None
         elif isinstance(config, DistillConfig) and config.students:
             names = [student.title for student in config.students]
+            networks = {(s.source, json.dumps(s.args, sort_keys=True)): s.title for s in config.students}
             if own := [student.title for student in config.students if student.source] if config.together else []:
                 what = f"{own[0]!r} has a source of its own: weights are shared between subsets of one network"
                 yield doc.fault((*at, "together"), what, "leave `together` out, or give the student `keep`")
+        elif isinstance(config, DistillConfig) and config.together and len(networks) > 1:
+            one, two, *_ = networks.values()
+            what = f"{one!r} and {two!r} are different networks: weights are shared between subsets of one"
+            yield doc.fault((*at, "together"), what, "leave `together` out")
         elif isinstance(config, PruneConfig) and config.to and names is not None:
             names = [f"{name}, fit 1" if name != "teacher" else "fit 1" for name in names]
         elif isinstance(config, CascadeConfig):
@@ -128,6 +139,11 @@ def joined(doc: Document, calls: Sequence[Call]) -> Iterator[Fault]:
             if later := [call for call in calls[i + 1 :] if call.name in STAGES]:
                 what = f"{later[0].name} cannot follow a cascade, which joins finished branches"
                 yield doc.fault(later[0].at, what, "put cascade last")
+        if isinstance(config, DistillConfig) and config.together:
+            for what in ("features", "attention"):
+                if getattr(config, what):
+                    told = "cannot be matched in branches that learn together: they differ inside"
+                    yield doc.fault((*at, what), told, "leave `together` or this out")
 
 
 def _cascade(doc: Document, at: KeyPath, config: CascadeConfig, names: list[str] | None) -> Iterator[Fault]:
@@ -137,6 +153,8 @@ def _cascade(doc: Document, at: KeyPath, config: CascadeConfig, names: list[str]
         what = "a cascade joins two branches, and this recipe has one"
         yield doc.fault(at, what, "add a distill with two students, such as students: [{keep: 0.5}, {keep: 0.25}]")
         return
+    if "cascade" in names:
+        yield doc.fault(at, "a student is called 'cascade', as the branch that this makes", "give it another `name`")
     if len(names) > 2 and not (config.small and config.large):
         what = f"which two of {len(names)} branches? ({', '.join(names)})"
         yield doc.fault(at, what, f"name them: cascade: {{small: {names[-1]}, large: {names[0]}}}")

@@ -39,13 +39,16 @@ class Trial:
 
     @property
     def affordable(self) -> bool:
-        """Whether all limits on costs are held."""
-        return all(check.verdict == "met" for check in self.checks if check.metric in COSTS)
+        """Whether all limits on costs are held, as far as they were measured or estimated: taking more away makes no
+        number known that was not."""
+        share = spent(self.checks)
+        return share is None or share <= 1
 
     @property
     def accurate(self) -> bool:
-        """Whether all other limits are held."""
-        return all(check.verdict == "met" for check in self.checks if check.metric not in COSTS)
+        """Whether the limit on accuracy is held, in an estimate too; what else there is, structure does not change."""
+        drops = [check for check in self.checks if check.metric == "accuracy_drop_points"]
+        return all(check.high is not None and check.high <= check.limit for check in drops)
 
 
 def spent(checks: Sequence[Check]) -> float | None:

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from stages.base import Stage
 from stages.settings import CascadeConfig, DistillConfig, ExportConfig, PruneConfig, QuantizeConfig
 from targets.budget import COSTS, METRICS
+from targets.target import MEASURED_BY
 
-__all__ = ["STAGES"]
+__all__ = ["COSTS_SEE", "STAGES"]
 
-_MEASURES = (
-    *("device", "connection", "machine", "has_any", "has_none", "runtime", "meter", "energy"),
-    *("int8", "opset", "ir_version"),
-)
+COSTS_SEE = (*MEASURED_BY, "connection", "int8", "opset", "ir_version", "channel_multiple")
+"""Fields of `Target` that what structures cost depends on."""
 
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
@@ -36,7 +35,7 @@ STAGES: Mapping[str, Stage] = {
             takes="torch",
             gives="torch",
             sees=("channel_multiple",),
-            sees_if={"to": (*_MEASURES, *(f"budget.{metric}" for metric in METRICS if metric in COSTS))},
+            sees_if={"to": (*COSTS_SEE, *(f"budget.{metric}" for metric in METRICS if metric in COSTS))},
             libraries=("torch", "torch-pruning"),
         ),
         Stage(

@@ -6,7 +6,14 @@ module whose weight they hold ("stem.0"): faults, exclusions and ranges can then
 
 from __future__ import annotations
 
+import io
+import re
+import sys
+import sysconfig
+import traceback
+from contextlib import redirect_stderr
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["export", "to_onnx", "trace"]
 
 DEFAULT_OPSET = 20
+HERE = Path(__file__).parent
 BATCH = "batch"
 
 # Told here in attar's own words, or without consequence: the exporter looks for torchvision's operators, and says at
@@ -39,6 +47,9 @@ CHATTER = (
     "onnxscript.version_converter",
 )
 TREESPEC = r"`isinstance\(treespec, LeafSpec\)` is deprecated"  # torch's own code, met while it copies a program
+
+# Warns that it cannot tell which line asked for a value; attar can.
+GUARDS = ("torch.fx.experimental.symbolic_shapes",)
 
 # The same of recurrent layers, which keep their weights in a list too.
 FLAT_WEIGHTS = r"The tensor attributes? (self[\w.]*\._flat_weights\[\d+\](, )?)+ (was|were) assigned during export"
@@ -95,15 +106,19 @@ def trace(module: torch.nn.Module, example: graph.Floats) -> ExportedProgram:
     Raises:
         StageError: the pass depends on values, or on the length of the batch.
     """
+    said = io.StringIO()  # on failure torch prints all that it captured so far
     try:
-        with quiet(messages=[TREESPEC, FLAT_WEIGHTS]):
-            batch = torch.export.Dim(BATCH, min=1)
-            return torch.export.export(module, (torch.from_numpy(example),), dynamic_shapes=({0: batch},), strict=False)
+        with quiet(GUARDS, [TREESPEC, FLAT_WEIGHTS]), redirect_stderr(said):
+            shapes = ({0: torch.export.Dim(BATCH, min=1)},)
+            program = torch.export.export(module, (torch.from_numpy(example),), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch raises many types, from deep inside
         raise StageError(
-            f"torch.export could not capture the network with a dynamic batch: {_gist(error)}. Its forward pass must "
-            "not branch on values, nor fix the length of the batch (write x.flatten(1), not x.view(8, -1))"
+            f"{_line(error)}torch.export could not capture the network with a dynamic batch: {_gist(error)}. Its "
+            "forward pass must not branch on values, nor fix the length of the batch (write x.flatten(1), not "
+            "x.view(8, -1), and x.shape[0], not len(x))"
         ) from error
+    sys.stderr.write(said.getvalue())
+    return program
 
 
 def to_onnx(program: ExportedProgram, signature: Signature, opset: int) -> ModelProto:
@@ -184,7 +199,23 @@ def _name_batch(model: ModelProto) -> None:
                 dim.dim_param = BATCH
 
 
+def _line(error: BaseException | None) -> str:
+    """Where in the user's source it happened: the innermost line outside of Python, torch and attar's own."""
+    ours = (str(HERE / "export.py"), str(HERE / "structure"), str(Path(torch.__file__).parent), "<")
+    python = sysconfig.get_path("stdlib")
+    while error is not None:
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            foreign = frame.filename.startswith(ours)
+            foreign |= frame.filename.startswith(python) and "site-packages" not in frame.filename
+            if not foreign and Path(frame.filename).is_file():
+                return f"{Path(frame.filename).name}:{frame.lineno}: `{frame.line}`: "
+        error = error.__cause__ or error.__context__
+    return ""
+
+
 def _gist(error: Exception) -> str:
-    """The line of torch's long texts that says what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """The sentence of torch's long texts that says what is wrong."""
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
+    if any("specialized it to be a constant" in line for line in lines):  # torch then speaks of its own settings
+        return "the code makes the length of the batch a constant"
+    return re.split(r"\. | \(unhinted", lines[0])[0].rstrip(".") if lines else type(error).__name__

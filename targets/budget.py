@@ -49,6 +49,11 @@ class Budget(Frozen):
         None, description="nodes that are quantized in the file and may yet run in float"
     )
 
+    @property
+    def costs(self) -> dict[str, float]:
+        """The limits that a smaller structure helps to hold, by metric."""
+        return {name: limit for name, limit in self.model_dump(exclude_none=True).items() if name in COSTS}
+
 
 METRICS: Mapping[str, Literal["at most", "at least"]] = {
     name: "at least" if name in ("throughput_per_s", "speedup_p50") else "at most" for name in Budget.model_fields

@@ -23,6 +23,7 @@ from targets.errors import Fault, InputError, nearest
 from targets.wording import show_value
 
 __all__ = [
+    "MEASURED_BY",
     "Connection",
     "Energy",
     "Int8Rules",
@@ -37,6 +38,8 @@ __all__ = [
 ]
 
 PROFILES = Path(__file__).with_name("profiles")
+MEASURED_BY = ("device", "machine", "has_any", "has_none", "runtime", "meter", "energy")
+"""Fields of a target that what is measured on it depends on."""
 
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # names become folders
 # No leading dash: the host becomes a word on ssh's command line.

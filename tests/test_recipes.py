@@ -17,7 +17,9 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 def test_there_are_recipes():
-    assert {"digits", "article_cnn", "fashion_mnist"} <= {path.stem for path in RECIPES}
+    assert {"digits", "digits_tight", "digits_middle", "digits_loose", "article_cnn", "fashion_mnist"} <= {
+        path.stem for path in RECIPES
+    }
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

@@ -59,7 +59,7 @@ def _allowed(prop: dict[str, Any]) -> str:
     for option in prop.get("anyOf", ()):
         if option.get("type") != "null":
             return _allowed(option)
-    if choices := prop.get("enum"):
+    if choices := prop.get("enum") or [prop[key] for key in ("const",) if key in prop]:
         return ", ".join(map(str, choices))
     words = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
     bounds = [f"{sign} {prop[key]:g}" for key, sign in words.items() if key in prop]

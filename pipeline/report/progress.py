@@ -44,7 +44,7 @@ def progress(console: Console) -> Iterator[Callable[[Event], None]]:
         elif event.kind == "note":
             console.print(f"[dim]note[/]   {step}: {escape(values['text'])}")
         elif event.kind == "waiting":
-            console.print(f"[yellow]wait[/]   {step}: another run is computing it")
+            console.print(f"[yellow]wait[/]   {step}: for another run, which computes the same or measures")
         elif event.kind == "spoiled":
             console.print(f"[yellow]spoilt[/] {step}: stored bytes were damaged; computed again")
         elif event.kind == "step_failed":

@@ -215,11 +215,12 @@ def fitting(report: Report, target: TargetRow) -> str:
     for metric, value in target.predicted.items():
         if row is not None and (got := row.measured.get(metric)) is not None and got.value:
             off = value / got.value - 1
+            apart = f"{words.number(100 * abs(off), 1)} % {'above' if off > 0 else 'below'}"
             parts.append(
-                f"{words.label(metric)} {words.quantity(metric, value)} (measured {words.quantity(metric, got.value)}: "
-                f"the prediction is {abs(off):.1%} {'above' if off > 0 else 'below'})"
+                f"{words.label(metric)} {words.quantity(metric, value)} "
+                + (f"({words.quantity(metric, got.value)} measured: {apart})" if abs(off) >= 5e-4 else "(as measured)")
             )
-    told = f"Predicted before it was trained: {', '.join(parts)}." if parts else ""
+    told = f"Predicted before it was trained, of {target.chosen}: {', '.join(parts)}." if parts else ""
     return " ".join(filter(None, [told, *(f"{words.prose(trial)}." for trial in target.trials)]))
 
 

@@ -20,7 +20,7 @@ from stages.network import matching
 from stages.structure.trial import merged
 from stages.vendors.torch_pruning import Group
 
-__all__ = ["Anatomy", "Block", "Shape", "Strand", "dissect"]
+__all__ = ["Anatomy", "Block", "Shape", "Strand", "dissect", "inside"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Block:
 
     def holds(self, module: str) -> bool:
         """Does a module lie in it, or in what leaves with it?"""
-        return any(_inside(module, name) for name in (self.name, *self.surgery.idle))
+        return any(inside(module, name) for name in (self.name, *self.surgery.idle))
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,6 @@ class Anatomy:
     blocks: tuple[Block, ...]
     strands: tuple[Strand, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
-
-    def inner(self, strand: Strand) -> Block | None:
-        """The block that a strand lies in with all of its layers: it leaves with it."""
-        members = [member.module for member in strand.group.members]
-        return next((block for block in self.blocks if all(map(block.holds, members))), None)
 
     def held(self, strand: Strand, gone: Iterable[str]) -> bool:
         """Whether the absence of these blocks leaves nothing to narrow in a strand: it left with one of them, or one
@@ -152,7 +147,7 @@ def dissect(module: nn.Module, inputs: Tensor, multiple: int = 1, exclude: Seque
         block
         for block in found
         if not any(
-            block.holds(name) or _inside(other, name) for name in kept for other in (block.name, *block.surgery.idle)
+            block.holds(name) or inside(other, name) for name in kept for other in (block.name, *block.surgery.idle)
         )
     )
     for name, why in whole.items():
@@ -161,12 +156,13 @@ def dissect(module: nn.Module, inputs: Tensor, multiple: int = 1, exclude: Seque
 
 
 def _holds(block: Block, strand: Strand) -> bool:
-    inside = [member.kind for member in strand.group.members if block.holds(member.module)]
-    if len(inside) in (0, len(strand.group.members)):
-        return bool(inside)
+    held = [member.kind for member in strand.group.members if block.holds(member.module)]
+    if len(held) in (0, len(strand.group.members)):
+        return bool(held)
     # A residual block reads its strand and adds to it: the same channels on both ends. A layer alone has others.
-    return block.surgery.kind == "identity" and not {"in", "out"} <= set(inside)
+    return block.surgery.kind == "identity" and not {"in", "out"} <= set(held)
 
 
-def _inside(name: str, other: str) -> bool:
+def inside(name: str, other: str) -> bool:
+    """Is one module the other, or does it lie in it?"""
     return name == other or name.startswith(f"{other}.")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.base import Surgery
-from stages.structure.anatomy import Block
+from stages.structure.anatomy import Block, inside
 from stages.structure.branches import Branch, branches, outermost, projections
 from stages.structure.calls import Call, disturbed, layers, watched
 from stages.structure.stand_ins import Form, first, form_of
@@ -60,19 +60,19 @@ class _Search:
         residual = _ways_through(self.module, self.calls)
         parts, self.refused = branches(self.wiring, {name: len(calls) for name, calls in self.calls.items()})
         for name, form in residual.items():
-            inside = [part for part in parts if _inside(part.module, name)]
+            within = [part for part in parts if inside(part.module, name)]
             # Two branches that can leave one by one are worth more than one block that can only leave as a whole.
-            if len(inside) < 2 or len(self._branches(inside)) < 2:
-                self.found = [block for block in self.found if not _inside(block.name, name)]
+            if len(within) < 2 or len(self._branches(within)) < 2:
+                self.found = [block for block in self.found if not inside(block.name, name)]
                 self._try(Surgery(name, "identity", form), self.wiring.within[name])
-            parts = [part for part in parts if part not in inside]
+            parts = [part for part in parts if part not in within]
         self._branches(parts)
         self._plain()
         self._together()
         self._shapes(residual)
         order = {name: calls[0].order for name, calls in self.calls.items() if calls}
         names = [name for block in self.found for name in (block.name, *block.surgery.idle)]
-        refused = {name: why for name, why in self.refused.items() if not any(_inside(name, n) for n in names)}
+        refused = {name: why for name, why in self.refused.items() if not any(inside(name, n) for n in names)}
         return tuple(sorted(self.found, key=lambda block: order[block.name])), refused
 
     def _try(self, surgery: Surgery, nodes: int) -> bool:
@@ -88,7 +88,7 @@ class _Search:
         good = []
         for part in parts:
             names = (part.module, *part.idle)
-            if any(_inside(other.module, name) for other in parts if other is not part for name in names):
+            if any(inside(other.module, name) for other in parts if other is not part for name in names):
                 continue
             form = self.calls[part.module][0].form
             if form is None:
@@ -143,7 +143,7 @@ class _Search:
         last = max(bits(self.wiring.within[name]))
         users = [self.wiring.place[user] for user in self.wiring.nodes[last].users]
         path = self.wiring.paths[users[0]] if len(users) == 1 else ()
-        norm = path[-1] if path and not _inside(path[-1], name) else ""
+        norm = path[-1] if path and not inside(path[-1], name) else ""
         calls = self.calls.get(norm, [])
         weights = [*self.module.get_submodule(norm).parameters()] if norm else []
         scales = bool(weights) and all(weight.ndim == 1 for weight in weights)
@@ -174,17 +174,13 @@ class _Search:
         looks = [name for name, inner in self.module.named_modules() if (name.rpartition(".")[0], type(inner)) in alike]
         for name in dict.fromkeys((*projections(self.wiring), *looks)):
             calls = self.calls.get(name, [])
-            cut = any(block.surgery.kind == "zero" and _inside(block.name, name) for block in self.found)
+            cut = any(block.surgery.kind == "zero" and inside(block.name, name) for block in self.found)
             if cut or len(calls) != 1:
                 continue
             if calls[0].before and calls[0].after and not calls[0].same:
                 self.refused.setdefault(name, f"its shape changes from {calls[0].before} to {calls[0].after}")
-            elif not any(_inside(name, block.name) for block in self.found):
+            elif not any(inside(name, block.name) for block in self.found):
                 self.refused.setdefault(name, "both ways to its sum hold layers with weights")
-
-
-def _inside(name: str, other: str) -> bool:
-    return name == other or name.startswith(f"{other}.")
 
 
 def shorten(module: nn.Module, inputs: Tensor, keep: float) -> Cut:

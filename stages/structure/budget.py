@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -17,16 +18,16 @@ from stages.base import Candidate, Context, Step
 from stages.network import build, channels, macs, parameters, prove_rebuilt, save_weights
 from stages.settings import PruneConfig
 from stages.structure.anatomy import Anatomy, Shape, dissect
-from stages.structure.choice import unreachable
+from stages.structure.choice import out_of_reach
 from stages.structure.costs import StructureBench
-from stages.structure.fit import Bench, Fit, out_of_reach
+from stages.structure.fit import Bench, Fit
 from stages.structure.mockup import Precision
 from stages.structure.surgery import operate
 from stages.structure.table import Costs
 from stages.structure.trial import examples, fault
 from stages.teacher import measured
-from targets.budget import COSTS, METRICS, Budget
-from targets.errors import StageError
+from targets.budget import Budget
+from targets.errors import InputError, StageError
 
 __all__ = ["to_budget"]
 
@@ -48,7 +49,12 @@ def to_budget(candidate: Candidate, config: PruneConfig, context: Context, bench
         StageError: the budget limits nothing that pruning changes, or the network cannot be cut.
         DeviceError: the target could not measure a structure.
     """
-    limits = _limits(context.target.budget if context.target else Budget())
+    limits = (context.target.budget if context.target else Budget()).costs
+    if not limits:
+        raise StageError(
+            "prune: {to: budget} needs a limit on latency, size, memory, energy, throughput or speedup in the target's "
+            "budget; without one use keep or speedup"
+        )
     assert context.target is not None
     module, inputs = build(candidate), examples(context.data)
     context.progress(0.0, "pruning to the budget: looking for what may go")
@@ -57,8 +63,8 @@ def to_budget(candidate: Candidate, config: PruneConfig, context: Context, bench
     bench = _bench(candidate, module, anatomy, found, context) if bench is None else bench
     # The table was made of the network as its source builds it.
     costs = Costs.from_json(found) if found and not candidate.surgery else bench.costs()
-    if closest := unreachable(costs, limits):  # said before anything is appraised
-        raise out_of_reach(limits, closest)
+    if faults := out_of_reach(costs, limits, len(anatomy.blocks), len(anatomy.strands)):  # before anything is appraised
+        raise InputError([replace(fault, what=f"{fault.key} {fault.what}", key="to") for fault in faults])
     fit = Fit(module, anatomy, costs, limits, config, context, bench)
     shape = fit.found()
     surgery = anatomy.surgery(shape, fit.worst)
@@ -81,16 +87,6 @@ def to_budget(candidate: Candidate, config: PruneConfig, context: Context, bench
     save_weights(cut, weights)
     prove_rebuilt(cut, result, inputs)
     return result
-
-
-def _limits(budget: Budget) -> dict[str, float]:
-    limits = {name: limit for name, limit in budget.model_dump(exclude_none=True).items() if name in COSTS}
-    if not limits:
-        raise StageError(
-            "prune: {to: budget} needs a limit on latency, size, memory, energy, throughput or speedup in the target's "
-            "budget; without one use keep or speedup"
-        )
-    return {name: limits[name] for name in METRICS if name in limits}
 
 
 def _bench(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from stages.network import seeded
 from stages.structure.stand_ins import Form, first, form_of
 
-__all__ = ["Call", "disturbed", "layers", "watched"]
+__all__ = ["Call", "disturbed", "layers", "removed", "watched"]
 
 
 @dataclass
@@ -72,13 +75,19 @@ def watched(module: nn.Module, inputs: Tensor) -> dict[str, list[Call]]:
                 inner.register_forward_pre_hook(lambda _, a, k, name=name: begin(name, a, k), with_kwargs=True)
             )
             hooks.append(inner.register_forward_hook(lambda _, __, output: end(output)))
+    with removed(hooks), torch.no_grad():
+        module(inputs)
+    return calls
+
+
+@contextmanager
+def removed(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Takes hooks off modules again, whatever happens."""
     try:
-        with torch.no_grad():
-            module(inputs)
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    return calls
 
 
 def disturbed(module: nn.Module, inputs: Tensor) -> nn.Module:
@@ -97,9 +106,8 @@ def disturbed(module: nn.Module, inputs: Tensor) -> nn.Module:
                 parameter.uniform_(0.5, 1.5)
         norms = [m for m in copy.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
         hooks = [norm.register_forward_pre_hook(_settle) for norm in norms]
-        fits = bool(torch.isfinite(copy(inputs)).all())
-        for hook in hooks:
-            hook.remove()
+        with removed(hooks):
+            fits = bool(torch.isfinite(copy(inputs)).all())
     return copy if fits else deepcopy(module)
 
 

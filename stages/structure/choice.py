@@ -27,8 +27,9 @@ from stages.structure.anatomy import Anatomy, Shape, Strand
 from stages.structure.table import Costs
 from stages.structure.worth import Worth
 from targets.budget import METRICS
+from targets.errors import Fault
 
-__all__ = ["choose", "excess", "smallest", "unreachable"]
+__all__ = ["choose", "excess", "out_of_reach", "smallest", "unreachable"]
 
 _NOTHING = 1e-9  # share of a limit that is rounding
 
@@ -77,6 +78,26 @@ def unreachable(costs: Costs, limits: Mapping[str, float]) -> dict[str, float]:
         if excess({metric: best}, limits)[metric] > _NOTHING:
             found[metric] = best
     return found
+
+
+def out_of_reach(costs: Costs, limits: Mapping[str, float], blocks: int, strands: int) -> list[Fault]:
+    """The same as a fault for each such limit, its metric the key.
+
+    Args:
+        blocks, strands: how many may go.
+    """
+    closest = unreachable(costs, limits)
+    reach = ", ".join(f"{name} {value:.3g}" for name, value in closest.items())
+    return [
+        Fault(
+            f"{limits[name]:g} is out of reach: the smallest structure was measured to "
+            f"{'take' if METRICS[name] == 'at most' else 'give'} {value:.3g}",
+            name,
+            help=f"closest within reach: {reach} (of {blocks} blocks and {strands} groups of channels); "
+            "relax the limit, or start from a smaller network",
+        )
+        for name, value in closest.items()
+    ]
 
 
 def _clean(anatomy: Anatomy, gone: frozenset[str], widths: Mapping[str, int]) -> Shape:

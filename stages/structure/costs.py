@@ -28,7 +28,7 @@ from stages.data import Splits
 from stages.export import DEFAULT_OPSET
 from stages.network import parameters
 from stages.structure.anatomy import Anatomy, Block, Shape, Strand
-from stages.structure.mockup import Precision, as_int8, between, mockup
+from stages.structure.mockup import Precision, as_int8, between, folded, mockup
 from stages.structure.races import Races
 from stages.structure.surgery import operate
 from stages.structure.table import Costs, Saving
@@ -42,6 +42,7 @@ __all__ = ["StructureBench", "levels"]
 SHARES = (0.25, 0.5, 0.75)  # of a strand's channels
 
 _EXAMPLES = 8
+_RIVALS = 2  # graphs beside a structure in a check, with parts in float that may not pay in int8
 
 Unit = TypeVar("Unit", Block, Strand)
 Level = tuple[str, int]  # a kind of strand, and how many channels stay
@@ -129,12 +130,29 @@ class StructureBench:
         if not self.anatomy.surgery(shape):
             found = {"size_mb": costs.whole["size_mb"], "latency_p50_ms": costs.whole["latency_p50_ms"]}
             return found if timed else {"size_mb": found["size_mb"]}
-        made = self._shipped(self._exported(shape))
-        found = {"size_mb": len(made.SerializeToString()) / 1e6}
-        if timed:
-            ratio = self._races.speedups(self._whole, {"structure": made})["structure"].value
-            found["latency_p50_ms"] = costs.whole["latency_p50_ms"] / ratio
-        return found
+        model = self._exported(shape)
+        made = {"structure": self._shipped(model)}
+        if not timed:
+            return {"size_mb": made["structure"].ByteSize() / 1e6}
+        made |= self._paying(model, made["structure"])
+        ratios = self._races.speedups(self._whole, made)
+        best = max(made, key=lambda name: ratios[name].value)
+        return {
+            "size_mb": made[best].ByteSize() / 1e6,
+            "latency_p50_ms": costs.whole["latency_p50_ms"] / ratios[best].value,
+        }
+
+    def _paying(self, model: ModelProto, int8: ModelProto) -> dict[str, ModelProto]:
+        """The int8 graph with what seems not to pay in float, as `stages.int8.pays` will try it."""
+        if not (self.precision.int8 and self.precision.pays):
+            return {}
+        runs = self._races.slower(folded(model), int8)[:_RIVALS]
+        sets = [frozenset().union(*runs[: number + 1]) for number in range(len(runs))]
+        examples, rules = self._races.examples, self.target.int8
+        return {
+            f"{number} in float": as_int8(model, examples, rules, self.precision.exclude, floats)
+            for number, floats in enumerate(sets, 1)
+        }
 
     @cached_property
     def _races(self) -> Races:
@@ -149,6 +167,10 @@ class StructureBench:
     @property
     def _whole(self) -> ModelProto:
         """The whole network as it would ship."""
+        return self._int8 if self.precision.int8 else self._float
+
+    @cached_property
+    def _int8(self) -> ModelProto:
         return self._shipped(self._float)
 
     def _exported(self, shape: Shape) -> ModelProto:

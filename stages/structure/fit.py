@@ -25,9 +25,9 @@ from stages.structure.table import Costs, Saving
 from stages.structure.variants import Batches
 from stages.structure.worth import Worth, worth
 from targets.budget import METRICS
-from targets.errors import Fault, InputError, StageError
+from targets.errors import StageError
 
-__all__ = ["Bench", "Fit", "out_of_reach"]
+__all__ = ["Bench", "Fit"]
 
 _ROUNDS = 3
 _CHECKS = 4
@@ -152,15 +152,6 @@ class Fit:
         found = self.appraised[key]
         self.worst = {strand.name: found.worst(strand) for strand in anatomy.strands}
         return found
-
-
-def out_of_reach(limits: Mapping[str, float], closest: Mapping[str, float]) -> InputError:
-    """The fault that a budget cannot be held; `closest`: the figures that can be reached, by metric."""
-    told = ", ".join(
-        f"{name} {value:.3g} ({METRICS[name]} {limits[name]:g} was asked for)" for name, value in closest.items()
-    )
-    what = f"budget: it cannot be reached by removing blocks and channels; the closest figures are {told}"
-    return InputError(Fault(what, key="to", help="raise the limit, or start from a smaller network"))
 
 
 def _aimed(limits: Mapping[str, float], aim: float) -> dict[str, float]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stages.structure.calls import removed
 from stages.structure.trial import fault
 from stages.vendors.torch_pruning import Group, Importance, Member
 
@@ -137,7 +137,7 @@ def _cores(module: nn.Module, inputs: Tensor, calls: Mapping[str, Any]) -> list[
         layer.register_forward_hook(lambda _, args, output, name=name: keep(name, args, output))
         for name, layer in linear.items()
     ]
-    with _removed(hooks), torch.enable_grad():
+    with removed(hooks), torch.enable_grad():
         module(inputs)
     makers = {name: sorted(_before(x.grad_fn, nodes)) for name, x in read.items()}
     read_by = Counter(name for names in makers.values() for name in names)
@@ -157,18 +157,9 @@ def _calls(module: nn.Module, inputs: Tensor) -> dict[str, Any]:
         )
         for name, inner in module.named_modules()
     ]
-    with _removed(hooks), torch.no_grad():
+    with removed(hooks), torch.no_grad():
         module(inputs)
     return {name: of[0] for name, of in calls.items() if len(of) == 1}
-
-
-@contextmanager
-def _removed(hooks: Iterable[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _before(node: Any, nodes: Mapping[Any, str]) -> Iterator[str]:

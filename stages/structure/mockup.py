@@ -7,7 +7,7 @@ so that the graph has the operators, shapes and fusions of the later artifact.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -31,7 +31,7 @@ from stages.vendors.ort_quantizer import Ranges
 from targets.errors import StageError
 from targets.target import Int8Rules
 
-__all__ = ["Precision", "as_int8", "between", "mockup"]
+__all__ = ["Precision", "as_int8", "between", "folded", "mockup"]
 
 SIZED = ("initializer", "value_info")
 POSITIVE = {"Clip", "HardSigmoid", "Relu", "Sigmoid", "Softmax"}
@@ -139,7 +139,18 @@ def _size(whole: int, narrow: int, way: Fraction) -> int:
     return int(size)
 
 
-def as_int8(model: ModelProto, examples: Floats, rules: Int8Rules, exclude: Sequence[str] = ()) -> ModelProto:
+def folded(model: ModelProto) -> ModelProto:
+    """A float graph as int8 is placed on it."""
+    return ort_quantizer.fold(model, Path(tempfile.gettempdir()))
+
+
+def as_int8(
+    model: ModelProto,
+    examples: Floats,
+    rules: Int8Rules,
+    exclude: Sequence[str] = (),
+    floats: Collection[str] = (),
+) -> ModelProto:
     """The int8 graph of a float one, as `stages.quantize` places it.
 
     Its ranges are those of the examples: a ReLU fuses only where its range begins at zero. Where weights that were
@@ -147,19 +158,19 @@ def as_int8(model: ModelProto, examples: Floats, rules: Int8Rules, exclude: Sequ
 
     Args:
         examples, exclude: as for `mockup`.
+        floats: names of more nodes, of the `folded` graph, that stay float.
 
     Raises:
         StageError: the quantizer failed.
     """
-    op_types = ort_quantizer.operators(rules)
-    folded = ort_quantizer.fold(model, Path(tempfile.gettempdir()))
+    op_types, base = ort_quantizer.operators(rules), folded(model)
     names = [node.name for node in model.graph.node if any(fnmatchcase(node.name, pattern) for pattern in exclude)]
-    floats = {*after_folding(folded, names), *kept_float(folded, op_types)}
+    kept = {*after_folding(base, names), *kept_float(base, op_types), *floats}
     try:
-        ranges = ort_quantizer.calibrate(folded, lambda: (example[None] for example in examples))
+        ranges = ort_quantizer.calibrate(base, lambda: (example[None] for example in examples))
     except StageError:
-        ranges = _by_operator(folded)
-    return ort_quantizer.place(folded, ranges, rules, op_types, floats)
+        ranges = _by_operator(base)
+    return ort_quantizer.place(base, ranges, rules, op_types, kept)
 
 
 def _by_operator(model: ModelProto) -> Ranges:

@@ -13,26 +13,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from onnx import ModelProto
 
 from stages.checkpoint import write_safely
 from stages.graph import Floats
-from stages.int8.slower import written
+from stages.int8.slower import slower_nodes, written
 from targets.budget import METRICS, SLOW, Measurement
 from targets.devices import Device
 from targets.energy import energy_measurement
 from targets.measure import connect, measure, race, samples_for
 from targets.samples import Measured, measurements
 from targets.statistics import Interval, paired_ratio
-from targets.target import Meter, Target, facts, unlike
+from targets.target import MEASURED_BY, Meter, Target, facts, unlike
 
 __all__ = ["Races"]
 
 _METER = Meter(samples=200, blocks=10, max_seconds=2, warmup_s=0.1, energy_s=0)
 _FINE = 0.03  # width of the interval of a saving, as a share of the baseline's time, that need not be narrower
 _TOGETHER = 6  # graphs in one race beside the baseline: they all lie in memory
-_LOOKED_AT = ("device", "machine", "has_any", "has_none", "runtime", "meter", "energy")
 
 
 def _silent(_: str) -> None: ...
@@ -91,8 +91,7 @@ class Races:
         Raises:
             DeviceError: the device did not answer, or its runtime refused a graph.
         """
-        target = self.target.model_copy(update={"meter": _METER})
-        names = list(models)
+        target, names = self._short, list(models)
         found: dict[str, Interval] = {}
         for start in range(0, len(names), _TOGETHER):
             some = names[start : start + _TOGETHER]
@@ -108,26 +107,60 @@ class Races:
             found |= {name: _speedup(raced, name) for name in some}
         return found
 
+    def slower(self, float_model: ModelProto, int8_model: ModelProto) -> list[frozenset[str]]:
+        """Runs of nodes that seem to be slower in int8 than in float, the dearest first; see `slower_nodes`.
+
+        Raises:
+            DeviceError: the device did not answer, or its runtime refused a graph.
+        """
+        target, graphs = self._short, {"float": float_model, "int8": int8_model}
+
+        def runs() -> Any:
+            found = slower_nodes(float_model, int8_model, target, self.examples, self.device, self.say)
+            return [sorted(nodes) for nodes, _ in found]
+
+        return [frozenset(nodes) for nodes in self._remembered(target, graphs, runs, "slower")]
+
+    @property
+    def _short(self) -> Target:
+        """The target with a meter for races."""
+        return self.target.model_copy(update={"meter": _METER})
+
     def _kept(
         self, target: Target, models: Mapping[str, ModelProto], run: Callable[[Mapping[str, Path]], Measured]
     ) -> Measured:
-        """What a run measures, or what one did measure of the same graphs, with the same meter, on the same machine."""
-        with written(models) as paths:
-            asked = {
-                "models": [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in paths.items()],
-                "inputs": [list(self.examples.shape), hashlib.sha256(self.examples.tobytes()).hexdigest()],
-                "target": facts(target, _LOOKED_AT),
-                "limits": [metric for metric in SLOW if getattr(target.budget, metric) is not None],
-                "machine": self.device.identity(),
-            }
-            key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-            file = self.folder / f"{key}.json"
-            try:
-                return Measured.from_json(json.loads(file.read_text(encoding="utf-8")))
-            except (OSError, ValueError, KeyError, TypeError):  # nothing there, or spoiled
-                found = run(paths)
+        """What a run measures, or what one did measure of the same graphs."""
+
+        def measured() -> Any:
+            with written(models) as paths:
+                return run(paths).to_json()
+
+        return Measured.from_json(self._remembered(target, models, measured))
+
+    def _remembered(
+        self, target: Target, models: Mapping[str, ModelProto], run: Callable[[], Any], what: str = "measured"
+    ) -> Any:
+        """JSON values that a run gives, or that one gave of the same graphs, by the same meter, on the same machine."""
+        graphs = [(name, model.SerializeToString(deterministic=True)) for name, model in models.items()]
+        asked = {
+            "what": what,
+            "models": [(name, hashlib.sha256(data).hexdigest()) for name, data in graphs],
+            "inputs": [list(self.examples.shape), hashlib.sha256(self.examples.tobytes()).hexdigest()],
+            "target": facts(target, MEASURED_BY),
+            "limits": [metric for metric in SLOW if getattr(target.budget, metric) is not None],
+            "machine": self.device.identity(),
+        }
+        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        file = self.folder / f"{key}.json"
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+            if known["asked"] == json.loads(json.dumps(asked)):
+                return known["found"]
+        except (OSError, ValueError, KeyError, TypeError):  # nothing there, or spoiled
+            pass
+        found = run()
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_safely(file, json.dumps(found.to_json()).encode())
+        write_safely(file, json.dumps({"asked": asked, "found": found}).encode())
         return found
 
 

@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages.base import Surgery
 from stages.network import matching
-from stages.structure.anatomy import Strand
+from stages.structure.anatomy import Strand, inside
+from stages.structure.calls import watched
 from stages.structure.heads import heads
 from stages.structure.trial import fault, merged
 from stages.vendors.torch_pruning import Group, Importance, Member, groups
@@ -79,17 +80,17 @@ def candidates(
     ]
     order = {name: i for i, (name, _) in enumerate(module.named_modules())}
     every = sorted([*whole, *((found.group, found.unit) for found in headed)], key=lambda pair: order[pair[0].name])
-    shapes = _shapes(module, inputs)
+    shapes = {name: [call.after for call in calls] for name, calls in watched(module, inputs).items()}
     strands, refused = [], {}
     for group, unit in every:
-        if any(_inside(member.module, top) for member in group.members for top in excluded):
+        if any(inside(member.module, top) for member in group.members for top in excluded):
             continue
         if group.unfit:
             refused[group.name] = group.unfit
         elif group.consumed:
-            strands.append(Strand(group, _kind(module, group, shapes), unit))
+            strands.append(Strand(group, _kind(module, group, shapes, unit), unit))
     for name, inner in module.named_modules():
-        if isinstance(inner, nn.MultiheadAttention) and not any(_inside(name, top) for top in excluded):
+        if isinstance(inner, nn.MultiheadAttention) and not any(inside(name, top) for top in excluded):
             refused[name] = "heads cannot leave: nn.MultiheadAttention keeps q, k, v in one parameter"
     return tuple(strands), refused
 
@@ -144,30 +145,7 @@ def _constant(values: Tensor) -> bool:
     return values.flatten()[:-1].equal(values.flatten()[1:])
 
 
-def _inside(name: str, top: str) -> bool:
-    return name == top or name.startswith(f"{top}.")
-
-
-def _shapes(module: nn.Module, inputs: Tensor) -> dict[str, list[tuple[int, ...]]]:
-    """By layer, the shapes of all that it gives, without the batch axis."""
-    found: dict[str, list[tuple[int, ...]]] = {}
-
-    def record(name: str, output: object) -> None:
-        if isinstance(output, Tensor):
-            found.setdefault(name, []).append(tuple(output.shape[1:]))
-
-    leaves = [(name, inner) for name, inner in module.named_modules() if next(inner.children(), None) is None]
-    hooks = [inner.register_forward_hook(lambda _, __, y, name=name: record(name, y)) for name, inner in leaves]
-    try:
-        with torch.no_grad():
-            module(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
-
-
-def _kind(module: nn.Module, group: Group, shapes: Mapping[str, list[tuple[int, ...]]]) -> str:
+def _kind(module: nn.Module, group: Group, shapes: Mapping[str, list[tuple[int, ...]]], unit: int) -> str:
     """Of what the group goes through, whatever its layers are called."""
 
     def told(member: Member) -> str:
@@ -176,5 +154,5 @@ def _kind(module: nn.Module, group: Group, shapes: Mapping[str, list[tuple[int, 
         layer = module.get_submodule(member.module)
         return f"{type(layer).__name__}({layer.extra_repr()}) {member.kind} {shapes.get(member.module)}"
 
-    members = sorted(told(member) for member in group.members)
+    members = [f"units of {unit}", *sorted(told(member) for member in group.members)]
     return hashlib.sha256("\n".join(members).encode()).hexdigest()[:12]

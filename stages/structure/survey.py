@@ -1,11 +1,8 @@
-"""Before anything is trained: what may go from a network, what its structures cost on a target, and can one hold the
-limits at all."""
+"""Before anything is trained: what may go from a network, and what its structures cost on a target."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
@@ -14,16 +11,12 @@ from stages.data import Splits
 from stages.network import construct
 from stages.settings import CostsConfig
 from stages.structure.anatomy import Anatomy, dissect
-from stages.structure.choice import unreachable
 from stages.structure.costs import StructureBench
 from stages.structure.mockup import Precision
-from stages.structure.table import Costs
 from stages.structure.trial import examples
 from stages.teacher import check_fit
-from targets.budget import COSTS, Budget
-from targets.errors import Fault
 
-__all__ = ["dissected", "out_of_reach", "survey"]
+__all__ = ["dissected", "survey"]
 
 
 def dissected(origin: Origin, config: CostsConfig, data: Splits, multiple: int, seed: int) -> tuple[nn.Module, Anatomy]:
@@ -78,23 +71,3 @@ def survey(origin: Origin, config: CostsConfig, context: Context) -> Step:
     notes = [f"{len(anatomy.blocks)} blocks and {len(anatomy.strands)} groups of channels may go"]
     notes += [f"{name} stays whole: {why}" for name, why in anatomy.refused.items()]
     return Step("costs", notes=tuple(notes), metrics=metrics)
-
-
-def out_of_reach(found: Mapping[str, Any], budget: Budget) -> list[Fault]:
-    """Limits that even the smallest structure exceeds, each with the closest reachable figure.
-
-    Args:
-        found: what `survey` wrote.
-    """
-    limits = {name: limit for name, limit in budget.model_dump(exclude_none=True).items() if name in COSTS}
-    closest = unreachable(Costs.from_json(found), limits)
-    units = f"{found['units']['blocks']} blocks and {found['units']['strands']} groups of channels"
-    reach = ", ".join(f"{name} {value:.3g}" for name, value in closest.items())
-    return [
-        Fault(
-            f"{limits[name]:g} is out of reach: the smallest structure was measured to take {value:.3g}",
-            name,
-            help=f"closest within reach: {reach} (of {units}); raise the limit, or start from a smaller network",
-        )
-        for name, value in closest.items()
-    ]

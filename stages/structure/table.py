@@ -63,7 +63,7 @@ class Costs:
                 found[metric] = value * p50 / self.whole["latency_p50_ms"]
             elif metric in ("throughput_per_s", "speedup_p50"):
                 found[metric] = value * self.whole["latency_p50_ms"] / p50
-            elif metric in shares:
+            elif metric in shares and metric in self.smallest:
                 found[metric] = self.smallest[metric] + shares[metric] * (value - self.smallest[metric])
         return found
 

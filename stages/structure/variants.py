@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.base import Surgery
+from stages.structure.calls import removed
 from stages.structure.surgery import operate
 
 __all__ = ["Batches", "Cuts", "losses"]
@@ -92,11 +93,8 @@ class _Seen:
             module.get_submodule(name).register_forward_hook(lambda _m, _x, y, name=name: leave(name, y))
             for name in blocks
         ]
-        try:
+        with removed(hooks):
             seen.logits = module(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return seen
 
     def reuse(self, variant: nn.Module, changed: Iterable[str]) -> None:

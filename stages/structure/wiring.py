@@ -7,25 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sysconfig
-import traceback
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-import stages
 from targets.errors import StageError
 
 __all__ = ["Wiring", "bits"]
-
-HERE = str(Path(stages.__file__).parent / "structure")
 
 
 class Wiring:
@@ -184,21 +177,6 @@ def _traced(module: nn.Module, inputs: Tensor) -> Any:
         return trace(module, example)
     except StageError as error:
         raise StageError(
-            f"{_line(error.__cause__)}{error}. Blocks cannot be looked for in such a network. What still works: "
-            "`distill` with a student that has a `source` of its own; `prune: {keep: ...}`, which follows gradients "
-            "only; `quantize` of an .onnx file that was exported elsewhere"
+            f"{error}. Every recipe exports its float network, so that none can take this one as it is. What "
+            "still works: `quantize` of an .onnx file that was exported elsewhere (`model: {source: net.onnx}`)"
         ) from error
-
-
-def _line(error: BaseException | None) -> str:
-    """Where in the user's source it happened: the innermost line outside of torch and of this search."""
-    torch_, export = str(Path(torch.__file__).parent), str(Path(stages.__file__).parent / "export.py")
-    python = sysconfig.get_path("stdlib")
-    while error is not None:
-        for frame in reversed(traceback.extract_tb(error.__traceback__)):
-            foreign = frame.filename.startswith((torch_, HERE, export, "<"))
-            foreign |= frame.filename.startswith(python) and "site-packages" not in frame.filename
-            if not foreign and Path(frame.filename).is_file():
-                return f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}: "
-        error = error.__cause__ or error.__context__
-    return ""

@@ -146,6 +146,7 @@ def test_lists_and_shows(tmp_path):
     assert all(name in listed.stdout for name in ("distill", "prune", "export", "quantize"))
     shown = attar("stages", "show", "distill", cwd=tmp_path).stdout
     assert all(told in shown for told in ("temperature", "kd, dkd, dist", "students[].keep", "number > 0 ≤ 1"))
+    assert "to          budget" in attar("stages", "show", "prune", cwd=tmp_path).stdout
     assert "did you mean 'prune'?" in attar("stages", "show", "prun", cwd=tmp_path).stderr
     assert "local" in attar("targets", cwd=tmp_path).stdout
     assert "channel_multiple" in attar("targets", "show", "local", cwd=tmp_path).stdout

@@ -9,6 +9,7 @@ from tiny_run import TINY, write_tiny
 
 from pipeline.plan import plan
 from pipeline.recipe import load
+from targets.errors import InputError
 
 
 def _plan(folder, text=TINY, **sets):
@@ -156,6 +157,15 @@ def test_costs_depend_on_the_network_and_the_target_alone(tmp_path):
     assert before != costs(stages="[prune: {to: budget}, export: {}]")
 
 
+def test_more_trials_or_minutes_keep_what_was_computed(tmp_path):
+    write_tiny(tmp_path, BUDGETED)
+    few, many = (
+        plan(load(tmp_path / "tiny.yaml", sets)[0], tmp_path)
+        for sets in ({}, {"stages.0.prune.trials": "9", "stages.0.prune.minutes": "900"})
+    )
+    assert few.steps == many.steps
+
+
 def test_branches_of_all_targets_learn_together_and_later_trials_alone(tmp_path):
     path = write_tiny(
         tmp_path, BUDGETED.replace("epochs: 2}\n  - quantize", "epochs: 2, together: true}\n  - quantize")
@@ -164,8 +174,11 @@ def test_branches_of_all_targets_learn_together_and_later_trials_alone(tmp_path)
     laid = plan(recipe, tmp_path, {("quick", "teacher"): (0.7,)})
     (family,) = [step for step in laid.steps if step.kind == "family"]
     members = [step for step in laid.steps if step.kind == "member"]
-    assert [step.parents for step in members] == [(family.parents[0], family.key), (family.parents[0], family.key)]
+    quick, roomy = (step.key for step in laid.steps if step.stage == "prune" and step.config.aim == 0.85)
+    assert [step.parents for step in members] == [(quick, family.key), (roomy, family.key)]
+    assert (family.parents[0], family.others) == (quick, (roomy,))
     assert [step.member for step in members] == [0, 1]
+    assert roomy in [step.key for step in laid.lineage(laid.goal("roomy").candidates["fit 1"])]
     later = laid.lineage(laid.goal("quick").candidates["fit 2"])
     assert [step.kind for step in later] == ["teacher", "stage", "stage", "stage", "stage"]
     assert not later[2].config.together
@@ -179,3 +192,26 @@ def test_a_cascade_is_one_more_branch_of_two(tmp_path):
     step = laid.step(goal.candidates["cascade"])
     assert set(step.parents) >= {goal.candidates["keep 1"], goal.candidates["keep 0.5"]}
     assert len(step.others) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "small", "large"),
+    [
+        ("{}", "keep 1", "keep 0.5"),
+        ("{small: keep 0.5}", "keep 0.5", "keep 1"),
+        ("{large: keep 1}", "keep 0.5", "keep 1"),
+        ("{small: keep 1}", "keep 1", "keep 0.5"),
+    ],
+)
+def test_a_cascade_that_names_one_branch_joins_it_with_the_other(tmp_path, settings, small, large):
+    text = TINY.replace("  - export: {samples: 8}\n", f"  - export: {{samples: 8}}\n  - cascade: {settings}\n")
+    laid = _plan(tmp_path, text)
+    goal = laid.goals[0]
+    step = laid.step(goal.candidates["cascade"])
+    assert (step.others, step.parents[0]) == ((goal.candidates[small],), goal.candidates[large])
+
+
+def test_a_student_may_not_take_the_name_of_a_cascade(tmp_path):
+    text = TINY.replace("  - export: {samples: 8}\n", "  - export: {samples: 8}\n  - cascade: {}\n")
+    with pytest.raises(InputError, match="a student is called 'cascade'"):
+        _plan(tmp_path, text.replace("{keep: 1.0}", "{keep: 1.0, name: cascade}"))

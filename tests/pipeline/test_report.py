@@ -72,6 +72,19 @@ def test_a_percentile_that_was_not_measured_has_no_column():
     assert "p95" not in printed(report((row, rows)), 80)
 
 
+def test_what_a_prune_predicted_stands_beside_what_was_measured():
+    row, rows = target()
+    told = {
+        "predicted": {"latency_p50_ms": 0.0896, "size_mb": 0.0877},
+        "trials": ("keep 0.25: latency_p50_ms is over",),
+    }
+    row = row.model_copy(update=told)
+    assert story.fitting(report((row, rows)), row) == (
+        "Predicted before it was trained, of keep 0.25: latency p50 0.0896 ms (0.0853 ms measured: 5.0 % above), "
+        "size 0.0877 MB (as measured). keep 0.25: latency p50 is over."
+    )
+
+
 def test_terminal_names_the_files():
     text = printed(sample("two targets"), 80, Path("runs/digits"))
     assert "runs/digits/report.html" in text

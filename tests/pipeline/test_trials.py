@@ -69,6 +69,23 @@ def test_the_whole_network_need_not_spend_more():
     assert next_aim([_trial(0.85, 0.2, whole=True)], USUAL) == (None, "")
 
 
+def test_an_estimate_that_fits_is_given_structure_back_not_less():
+    estimate = _check("latency_p95_ms", 2.0, 1.0, "inconclusive")  # an estimate meets no limit
+    unknown = Check("energy_mj", 1.0, None, None, None, "inconclusive")
+    aim, why = next_aim([Trial(0.85, (estimate, unknown))], USUAL)
+    assert aim > 0.85
+    assert why == "only 50% of the budget spent: structure is given back"
+    drop = _check("accuracy_drop_points", 1.0, 0.5, "inconclusive")
+    latency = _check("latency_p95_ms", 2.0, 1.7, "inconclusive")
+    assert next_aim([Trial(0.85, (latency, drop))], USUAL) == (None, "")
+
+
+def test_what_structure_does_not_change_wins_no_trial():
+    latency = _check("latency_p95_ms", 2.0, 1.7, "met")
+    fallback = Check("fallback_nodes", 0, None, None, None, "inconclusive")
+    assert next_aim([Trial(0.85, (latency, fallback))], USUAL) == (None, "")
+
+
 @given(st.lists(st.tuples(st.floats(0.1, 3), st.booleans()), min_size=1, max_size=6), st.floats(0.3, 1))
 def test_trials_end_and_never_try_an_aim_twice(shares, usual):
     trials = []

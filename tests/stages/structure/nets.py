@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.structure.anatomy import Anatomy, Block, Strand
 from stages.zoo import mobile, resnet
 
-__all__ = ["NETS", "build"]
+__all__ = ["NETS", "build", "holder"]
 
 CLASSES = 4
 SIZE = 8  # pixels
@@ -248,3 +249,9 @@ def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
                         layer.running_mean.normal_(0, 0.2)
                         layer.running_var.uniform_(0.5, 1.5)
     return module, inputs.clone()
+
+
+def holder(anatomy: Anatomy, strand: Strand) -> Block | None:
+    """The block that a strand lies in with all of its layers: it leaves with it."""
+    members = [member.module for member in strand.group.members]
+    return next((block for block in anatomy.blocks if all(map(block.holds, members))), None)

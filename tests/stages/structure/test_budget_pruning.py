@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from nets import holder
 
 from stages import STAGES
 from stages.base import Candidate, perform
@@ -40,8 +41,8 @@ def costs(anatomy):
     saving = {"latency_p50_ms": 0.1, "size_mb": 0.02}
     narrow = {
         strand.kind: {
-            strand.channels // 2: {"latency_p50_ms": 0.0 if anatomy.inner(strand) else 0.06, "size_mb": 0.03},
-            strand.channels // 4: {"latency_p50_ms": 0.0 if anatomy.inner(strand) else 0.09, "size_mb": 0.04},
+            strand.channels // 2: {"latency_p50_ms": 0.0 if holder(anatomy, strand) else 0.06, "size_mb": 0.03},
+            strand.channels // 4: {"latency_p50_ms": 0.0 if holder(anatomy, strand) else 0.09, "size_mb": 0.04},
         }
         for strand in anatomy.strands
     }
@@ -148,7 +149,7 @@ def test_unusable_budgets_are_refused(teacher, anatomy, costs, tmp_path):
         perform_with(bench, teacher, surveyed(tmp_path / "a", costs, accuracy_drop_points=1.0))
     with pytest.raises(StageError, match="needs a limit"):
         to_budget(teacher, TO_BUDGET, context(tmp_path / "b", DATA))
-    closest = r"closest figures are latency_p95_ms 0\.36 \(at most 0\.2 was .*\), peak_memory_mb 20 \(at most 15 was"
+    closest = r"latency_p95_ms 0\.2 is out of reach: the smallest structure was measured to take 0\.36"
     with pytest.raises(InputError, match=closest):
         perform_with(bench, teacher, surveyed(tmp_path / "c", costs, latency_p95_ms=0.2, peak_memory_mb=15))
     slow = Bench(anatomy, costs, 3.0)  # the table promised more than the target holds

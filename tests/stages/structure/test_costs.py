@@ -134,7 +134,7 @@ def test_a_kill_loses_no_race(bench):
     assert replace(bench, device=Counting(last=0)).check(Shape(), costs)["latency_p50_ms"] == 4
     other = replace(bench, target=TARGET.model_copy(update={"machine": "x86_64"}), device=Counting())
     other.check(shape, costs)
-    assert other.device.opened == 1  # other hardware is measured anew
+    assert other.device.opened == 2  # other hardware is measured anew, and what may not pay in int8 looked for
     assert not list(bench.scratch.rglob("*.new"))
 
 
@@ -169,7 +169,7 @@ def test_a_smallest_structure_that_cannot_be_exported_stops_it(bench, residual):
     _, anatomy = residual
     wrong = Block("stem", Surgery("stem", "identity"), "wrong")
     broken = replace(bench, anatomy=Anatomy((*anatomy.blocks, wrong), ()))
-    with pytest.raises(StageError, match=r"the smallest structure of the network cannot be exported: torch\.export"):
+    with pytest.raises(StageError, match=r"the smallest structure of the network cannot be exported: .*torch\.export"):
         broken.costs()
 
 

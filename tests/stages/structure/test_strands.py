@@ -284,3 +284,23 @@ def test_fresh_weights_do_not_hide_which_integer_counts_the_heads():
             block.attn.qkv.bias.zero_()
     counted = {m.module for s in strands(module, inputs)[0] for m in s.group.members if m.kind == "count"}
     assert counted == {f"blocks.{i}.attn.num_heads" for i in range(3)}
+
+
+class _Heads(nn.Module):
+    """Attention whose heads follow from their size."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.qkv, self.out, self.size = nn.Linear(16, 48), nn.Linear(16, 16), size
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.size)).transpose(1, 3).unbind(2)
+        return x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_heads_of_another_size_are_another_kind():
+    torch.manual_seed(0)
+    found, _ = strands(nn.Sequential(_Heads(4), _Heads(8), _Heads(8)).eval(), torch.randn(4, 6, 16))
+    assert [strand.unit for strand in found] == [4, 8, 8]
+    kinds = [strand.kind for strand in found]
+    assert kinds[0] != kinds[1] == kinds[2]

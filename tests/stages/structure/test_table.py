@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -42,6 +43,11 @@ def _corrected(costs, shape, *latencies):
 
 def test_a_whole_network_costs_what_was_measured():
     assert COSTS.predict(ANATOMY, Shape()) == COSTS.whole
+
+
+def test_what_the_smallest_structure_lacks_is_not_predicted():
+    lacking = replace(COSTS, smallest={"latency_p50_ms": 2.0, "size_mb": 1.0, "peak_memory_mb": 30.0})
+    assert "energy_mj" not in lacking.predict(ANATOMY, Shape(frozenset({"b"})))
 
 
 def test_the_other_metrics_follow_latency_and_size():

@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from nets import build as net_of
+from nets import holder
 from torch import nn
 from torch.nn import functional as F
 
@@ -97,7 +98,7 @@ def test_what_is_gone_is_worth_what_it_would_give_back(taught):
     first = worth(module, anatomy, batches)
     worst = {strand.name: first.worst(strand) for strand in anatomy.strands}
     block = min(anatomy.blocks, key=lambda block: first.blocks[block.name])
-    strand = next(strand for strand in anatomy.strands if anatomy.inner(strand) not in (None, block))
+    strand = next(strand for strand in anatomy.strands if holder(anatomy, strand) not in (None, block))
     shape = Shape(frozenset({block.name}), {strand.name: strand.channels // 4})
     found, now = worth(module, anatomy, batches, shape, worst), loss(module, anatomy, shape, worst)
     back = loss(module, anatomy, Shape(frozenset(), shape.widths), worst)
@@ -105,7 +106,7 @@ def test_what_is_gone_is_worth_what_it_would_give_back(taught):
     gone = strand.leaving(shape, worst)
     regained = sum(found.channels[strand.name][i] for i in gone)
     assert regained == pytest.approx(now - loss(module, anatomy, Shape(shape.gone), worst), abs=1e-5)
-    inside = [s for s in anatomy.strands if anatomy.inner(s) == block]
+    inside = [s for s in anatomy.strands if holder(anatomy, s) == block]
     assert inside
     assert all(not any(found.channels[s.name]) for s in inside)
 
@@ -147,7 +148,7 @@ def test_any_block_may_leave_beside_any_narrow_strand(name):
         for strand in anatomy.strands:
             shape = Shape(frozenset({block.name}), {strand.name: strand.channels // 2})
             assert fault(module, anatomy.surgery(shape), inputs) == ""
-            joined += anatomy.held(strand, shape.gone) and anatomy.inner(strand) is None
+            joined += anatomy.held(strand, shape.gone) and holder(anatomy, strand) is None
     assert joined
     everything = Shape(frozenset(b.name for b in anatomy.blocks), {s.name: s.channels // 2 for s in anatomy.strands})
     assert fault(module, anatomy.surgery(everything), inputs) == ""
