@@ -83,11 +83,11 @@ def next_aim(trials: Sequence[Trial], usual: float) -> tuple[float | None, str]:
     elif last.whole:
         return None, "accuracy is missed, and nothing was removed that could be given back"
     elif last.accurate:
-        aim, why = last.aim * usual / share, f"only {told}: structure is given back"
+        aim, why = last.aim * usual / share, f"only {told}: structure can be given back"
     elif share >= MOST:
         return None, f"accuracy is missed with {told}: nothing is left to give back"
     else:
-        aim, why = last.aim * MOST / share, f"accuracy is missed with {told}: structure is given back"
+        aim, why = last.aim * MOST / share, f"accuracy is missed with {told}: structure can be given back"
     return _between(aim, trials, why)
 
 

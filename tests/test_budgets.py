@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from forked import forking
-from tiny_run import attar, write_tiny
+from tiny_run import attar, attar_started, write_tiny
 
 BUDGETED = """\
 version: 1
@@ -129,20 +128,19 @@ def test_a_kill_in_the_search_repeats_no_measurement(tmp_path):
     def measured():
         return {path: path.stat().st_mtime_ns for path in (tmp_path / ".attar/store/scratch").rglob("*.json")}
 
-    with forking() as start:
-        killed = start(tmp_path, "run", "tiny.yaml")
-        until = time.monotonic() + 300
-        while len(kept := measured()) < 2 and time.monotonic() < until:
-            time.sleep(0.01)
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
-        assert len(kept) >= 2
-        seen: dict[Path, int] = {}
-        resumed = start(tmp_path, "run", "tiny.yaml")
-        while resumed.is_alive():
-            seen |= measured()
-            time.sleep(0.01)
-        assert resumed.wait() == 0, resumed.told.read_text()
+    killed = attar_started("run", "tiny.yaml", cwd=tmp_path)
+    until = time.monotonic() + 300
+    while len(kept := measured()) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert len(kept) >= 2
+    seen: dict[Path, int] = {}
+    resumed = attar_started("run", "tiny.yaml", cwd=tmp_path)
+    while resumed.poll() is None:
+        seen |= measured()
+        time.sleep(0.01)
+    assert resumed.returncode == 0
     assert kept.items() <= seen.items()
     assert len(seen) > len(kept)
 

@@ -69,11 +69,22 @@ def attar(*arguments, cwd, env=None):
 
 def attar_process(*arguments, cwd, env=None, **options):
     """Runs the real command in a real process."""
-    command = [sys.executable, "-P", "-m", "pipeline.cli", *map(str, arguments)]  # -P: as the installed command
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **_environment(env)}
+    command, environment = _command(arguments, env)
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=600, **options
     )
+
+
+def attar_started(*arguments, cwd, env=None):
+    """The real command in a real process that runs on; what it says is thrown away."""
+    command, environment = _command(arguments, env)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=cwd, env=environment, **silent)
+
+
+def _command(arguments, env):
+    words = [sys.executable, "-P", "-m", "pipeline.cli", *map(str, arguments)]  # -P: as the installed command
+    return words, {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **_environment(env)}
 
 
 def _environment(more):

@@ -108,6 +108,24 @@ class Anatomy:
         """By strand, the blocks that hold it once they are gone."""
         return {s.name: frozenset(block.name for block in self.blocks if _holds(block, s)) for s in self.strands}
 
+    def smallest(self, widths: Mapping[str, int]) -> tuple[Shape, ...]:
+        """Structures than which none is smaller: everything gone; and, where the absence of blocks keeps strands whole,
+        everything gone but these blocks.
+
+        Args:
+            widths: by strand, how many channels stay at least.
+        """
+        every = frozenset(block.name for block in self.blocks)
+        joining = frozenset(
+            block.name
+            for block in self.blocks
+            for strand in self.strands
+            if strand.name in widths
+            and self.held(strand, [block.name])
+            and not all(block.holds(member.module) for member in strand.group.members)
+        )
+        return (Shape(every, widths), Shape(every - joining, widths)) if joining else (Shape(every, widths),)
+
     def surgery(self, shape: Shape, worst: Mapping[str, tuple[int, ...]] | None = None) -> tuple[Surgery, ...]:
         """The cuts that make a structure; all numbered as in the uncut network, blocks last. A strand that is `held`
         stays whole, whatever its width is to be.

@@ -63,10 +63,10 @@ def excess(predicted: Mapping[str, float], limits: Mapping[str, float]) -> dict[
     }
 
 
-def smallest(anatomy: Anatomy, costs: Costs) -> Shape:
-    """Everything gone that may go."""
+def smallest(anatomy: Anatomy, costs: Costs) -> tuple[Shape, ...]:
+    """Everything gone that may go; see `Anatomy.smallest`."""
     narrow = {strand.name: widths[-1] for strand in anatomy.strands if (widths := costs.widths(strand.kind))}
-    return _clean(anatomy, frozenset(block.name for block in anatomy.blocks), narrow)
+    return tuple(_clean(anatomy, shape.gone, shape.widths) for shape in anatomy.smallest(narrow))
 
 
 def unreachable(costs: Costs, limits: Mapping[str, float]) -> dict[str, float]:
@@ -133,8 +133,8 @@ class _Choice:
             if self._over(shape, left):
                 shape = self._taken(shape, left, worth_of(shape))
         if self._over(shape, {}):
-            least = smallest(self.anatomy, self.costs)
-            shape = least if self._over(least, {}) < self._over(shape, {}) else shape
+            ends = (shape, *smallest(self.anatomy, self.costs))
+            shape = min(ends, key=lambda one: self._over(one, {}))
         return shape if self._over(shape, {}) else self._given_back(shape, worth_of)
 
     def _excess(self, shape: Shape) -> dict[str, float]:

@@ -38,11 +38,11 @@ def test_what_is_held_and_spent_ends_it(share):
     ("trial", "lower", "why"),
     [
         (_trial(0.85, 1.25), True, "125% of the budget spent: more has to go"),
-        (_trial(0.85, 0.5), False, "only 50% of the budget spent: structure is given back"),
+        (_trial(0.85, 0.5), False, "only 50% of the budget spent: structure can be given back"),
         (
             _trial(0.85, 0.6, accurate=False),
             False,
-            "accuracy is missed with 60% of the budget spent: structure is given",
+            "accuracy is missed with 60% of the budget spent: structure can be given",
         ),
     ],
 )
@@ -74,7 +74,7 @@ def test_an_estimate_that_fits_is_given_structure_back_not_less():
     unknown = Check("energy_mj", 1.0, None, None, None, "inconclusive")
     aim, why = next_aim([Trial(0.85, (estimate, unknown))], USUAL)
     assert aim > 0.85
-    assert why == "only 50% of the budget spent: structure is given back"
+    assert why == "only 50% of the budget spent: structure can be given back"
     drop = _check("accuracy_drop_points", 1.0, 0.5, "inconclusive")
     latency = _check("latency_p95_ms", 2.0, 1.7, "inconclusive")
     assert next_aim([Trial(0.85, (latency, drop))], USUAL) == (None, "")
