@@ -16,7 +16,7 @@ task: classification
 data: {source: tiny.npz, mean: [0.5], std: [0.25], validation: 0.3}
 model: {source: "stages.testing:tiny_residual", args: {classes: 4}, train: {epochs: 6, batch_size: 16}}
 stages:
-  - prune: {to: budget, samples: 64, steps: 2, trials: 2}
+  - prune: {to: budget, samples: 64, steps: 2, trials: 2, exclude: [rest.2*, rest.3*]}
   - distill: {epochs: 4, batch_size: 16}
   - export: {samples: 8}
 targets:

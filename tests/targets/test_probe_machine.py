@@ -62,7 +62,7 @@ from targets.probe import timing
 def tell(*_):
     tasks = [int(task.name) for task in Path("/proc/self/task").iterdir()]
     Path({str(tmp_path / "masks")!r}).write_text(repr(set(map(tuple, map(os.sched_getaffinity, tasks)))))
-    return {{}}, {{}}
+    return {{}}, {{}}, {{}}
 timing.latency = tell"""
     runtime = {"provider": "CPUExecutionProvider", "threads": 1}
     code, answer = run(tmp_path, ["latency"], before=before, runtime=runtime, meter={"pin": True, "max_seconds": 1})

@@ -267,6 +267,7 @@ def test_a_trial_that_loses_accuracy_is_not_taken(stemmed, monkeypatch):
 # ---- the real thing
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not VNNI, reason="where int8 pays elsewhere is not known")
 def test_a_stem_of_one_channel_goes_back_to_float(tmp_path):
     bench, attempt = bench_of(tmp_path, network(16, 16, 16, 16))
