@@ -281,7 +281,8 @@ def test_ctrl_c_ends_with_130_and_leaves_no_process(tmp_path):
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, **output)
     events = tmp_path / "out.partial/events.jsonl"
-    while not (events.exists() and '"step_started"' in events.read_text()):
+    # Not in the middle of a library's import, which may swallow the interruption.
+    while not (events.exists() and '"step_done"' in events.read_text()):
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
