@@ -50,8 +50,8 @@ TEACHER = {
     "fashion_mnist": TrainConfig(epochs=3, batch_size=64, learning_rate=0.1, augment="shift"),
 }
 RECOVERY = {
-    "cifar10": TrainConfig(epochs=4, batch_size=128, learning_rate=0.05, augment="shift-flip"),
-    "fashion_mnist": TrainConfig(epochs=4, batch_size=64, learning_rate=0.05, augment="shift"),
+    "cifar10": TrainConfig(epochs=12, batch_size=128, learning_rate=0.05, augment="shift-flip"),
+    "fashion_mnist": TrainConfig(epochs=10, batch_size=64, learning_rate=0.05, augment="shift"),
 }
 DEPTH = 56
 QUICK_DEPTH, QUICK_LOST, QUICK_FASTER, QUICK_IMAGES = 14, 30.0, 3.5, 1000

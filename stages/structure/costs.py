@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
@@ -28,8 +27,9 @@ from stages.data import Splits
 from stages.export import DEFAULT_OPSET
 from stages.network import parameters
 from stages.structure.anatomy import Anatomy, Block, Shape, Strand
-from stages.structure.mockup import Precision, as_int8, between, folded, mockup
-from stages.structure.races import Races
+from stages.structure.derived import Derived
+from stages.structure.mockup import Precision, as_int8, folded, mockup, whole
+from stages.structure.races import FINE, Races
 from stages.structure.surgery import operate
 from stages.structure.table import Costs, Saving
 from targets.budget import METRICS, Measurement
@@ -42,6 +42,7 @@ __all__ = ["StructureBench", "levels"]
 SHARES = (0.25, 0.5, 0.75)  # of a strand's channels
 
 _EXAMPLES = 8
+_COARSE = 2 * FINE  # for levels between two that are known well
 _RIVALS = 2  # graphs beside a structure in a check, with parts in float that may not pay in int8
 
 Unit = TypeVar("Unit", Block, Strand)
@@ -160,9 +161,14 @@ class StructureBench:
         return Races(self.target, examples, self.scratch / "measured", self.say, self.device)
 
     @cached_property
+    def _uncut(self) -> Derived:
+        """The whole network, exported."""
+        return whole(self.module, self.signature, self._races.examples, self._opset)
+
+    @property
     def _float(self) -> ModelProto:
         """The whole network."""
-        return self._exported(Shape())
+        return self._fitting(self._uncut.model)
 
     @property
     def _whole(self) -> ModelProto:
@@ -174,8 +180,17 @@ class StructureBench:
         return self._shipped(self._float)
 
     def _exported(self, shape: Shape) -> ModelProto:
-        opset = self.opset or min(DEFAULT_OPSET, self.target.opset)
-        model = mockup(self.module, self.signature, self.anatomy.surgery(shape), self._races.examples, opset)
+        surgery, examples = self.anatomy.surgery(shape), self._races.examples
+        model = self._uncut.cut(surgery, examples)
+        if model is None:
+            model = mockup(self.module, self.signature, surgery, examples, self._opset)
+        return self._fitting(model)
+
+    @property
+    def _opset(self) -> int:
+        return self.opset or min(DEFAULT_OPSET, self.target.opset)
+
+    def _fitting(self, model: ModelProto) -> ModelProto:
         model.ir_version = min(model.ir_version, self.target.ir_version)
         return model
 
@@ -223,35 +238,26 @@ class StructureBench:
             for n in at
         }
         least = {kind: (kind, at[0]) for kind, at in widths.items()}
-        floats: dict[Level, ModelProto] = {}
-
-        def narrowest(at: Level) -> ModelProto:
-            floats[at] = self._exported(shapes[at])
-            return floats[at]
-
-        def wider(at: Level) -> ModelProto:
-            kind, n = at
-            channels = strands[kind][0].channels
-            way = Fraction(channels - n, channels - widths[kind][0])
-            made = between(self._float, floats[least[kind]], way, self._races.examples)
-            return self._exported(shapes[at]) if made is None else made
-
-        found = self._savings({at: partial(narrowest, at) for at in least.values()}, 0.4)
+        graphs = {at: partial(self._exported, shape) for at, shape in shapes.items()}
+        found = self._savings({at: graphs[at] for at in least.values()}, 0.4)
         others = [at for at in shapes if at not in found and least[at[0]] in found]
         idle = [at for at in others if not found[least[at[0]]]["latency_p50_ms"]]
-        found |= self._savings({at: partial(wider, at) for at in others if at not in idle}, 0.7)
+        found |= self._savings({at: graphs[at] for at in others if at not in idle}, 0.7, _COARSE)
         for level in idle:
             narrow = least[level[0]]
             lighter = self._cut_away(shapes[level]) / self._cut_away(shapes[narrow])
             found[level] = {"latency_p50_ms": 0.0, "size_mb": lighter * found[narrow]["size_mb"]}
         return dict(sorted(found.items()))
 
-    def _savings(self, graphs: Mapping[Key, Callable[[], ModelProto]], done: float) -> dict[Key, Saving]:
+    def _savings(
+        self, graphs: Mapping[Key, Callable[[], ModelProto]], done: float, fine: float = FINE
+    ) -> dict[Key, Saving]:
         """Of each structure: the share of the whole network's median latency that it saves, and megabytes.
 
         Args:
             graphs: what makes each float graph.
             done: the share of all work that lies behind.
+            fine: see `Races.speedups`.
         """
         models: dict[str, ModelProto] = {}
         keys: dict[str, Key] = {}
@@ -265,7 +271,7 @@ class StructureBench:
         self.progress(done + 0.15, f"racing {len(models)} structures")
         whole = self._whole
         found: dict[Key, Saving] = {}
-        for name, ratio in self._races.speedups(whole, models).items():
+        for name, ratio in self._races.speedups(whole, models, fine).items():
             share = 0.0 if ratio.low <= 1 <= ratio.high else 1 - 1 / ratio.value
             size = (whole.ByteSize() - models[name].ByteSize()) / 1e6
             found[keys[name]] = {"latency_p50_ms": share, "size_mb": size}

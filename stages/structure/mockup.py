@@ -11,13 +11,11 @@ from collections.abc import Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 from torch import nn
 
 from stages import graph
@@ -25,15 +23,15 @@ from stages.base import Signature, Surgery
 from stages.export import to_onnx, trace
 from stages.graph import Floats
 from stages.int8.rules import after_folding, kept_float
+from stages.structure.derived import Derived
 from stages.structure.surgery import operate
 from stages.vendors import ort_quantizer
 from stages.vendors.ort_quantizer import Ranges
 from targets.errors import StageError
 from targets.target import Int8Rules
 
-__all__ = ["Precision", "as_int8", "between", "folded", "mockup"]
+__all__ = ["Precision", "as_int8", "folded", "mockup", "whole"]
 
-SIZED = ("initializer", "value_info")
 POSITIVE = {"Clip", "HardSigmoid", "Relu", "Sigmoid", "Softmax"}
 
 
@@ -72,10 +70,22 @@ def mockup(
     Raises:
         StageError: the cut network cannot be traced, exported or quantized.
     """
-    cut = _varied(operate(deepcopy(module), surgery).eval())
-    program = trace(cut, np.resize(examples, (2, *examples.shape[1:])))
-    model = to_onnx(program, signature, opset)
+    model = whole(operate(deepcopy(module), surgery).eval(), signature, examples, opset).model
     return model if rules is None else as_int8(model, examples, rules, exclude)
+
+
+def whole(module: nn.Module, signature: Signature, examples: Floats, opset: int) -> Derived:
+    """The graph of an uncut network, from which those of its structures follow.
+
+    Args:
+        module, examples: as for `mockup`.
+
+    Raises:
+        StageError: the network cannot be traced or exported.
+    """
+    varied = _varied(deepcopy(module))
+    program = trace(varied, np.resize(examples, (2, *examples.shape[1:])))
+    return Derived.of(varied, program, to_onnx(program, signature, opset))
 
 
 def _varied(module: nn.Module) -> nn.Module:
@@ -87,56 +97,6 @@ def _varied(module: nn.Module) -> nn.Module:
             if tensor.is_floating_point() and tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
                 tensor.add_(1e-3 * torch.rand(tensor.shape, generator=random))
     return module
-
-
-def between(whole: ModelProto, narrow: ModelProto, way: Fraction, examples: Floats) -> ModelProto | None:
-    """A graph with widths between those of two others, without the seconds that an export takes: where the three have
-    the same nodes, every size in them that depends on a width does so in proportion.
-
-    Args:
-        whole, narrow: float graphs of one network, some channels of which `narrow` lacks.
-        way: how far to go from `whole` (0) to `narrow` (1).
-
-    Returns:
-        None where they differ in more than sizes, a size would be no whole number, or the graph does not run.
-    """
-    ends = (whole.graph, narrow.graph)
-    if any(list(getattr(ends[0], part)) != list(getattr(ends[1], part)) for part in ("node", "input", "output")):
-        return None
-    if any([v.name for v in getattr(ends[0], part)] != [v.name for v in getattr(ends[1], part)] for part in SIZED):
-        return None
-    made = ModelProto()
-    made.CopyFrom(whole)
-    try:
-        for tensor, other in zip(made.graph.initializer, narrow.graph.initializer, strict=True):
-            tensor.CopyFrom(numpy_helper.from_array(_cropped(tensor, other, way), tensor.name))
-        for value, other in zip(made.graph.value_info, narrow.graph.value_info, strict=True):
-            for axis, end in zip(value.type.tensor_type.shape.dim, other.type.tensor_type.shape.dim, strict=True):
-                if axis.HasField("dim_value"):
-                    axis.dim_value = _size(axis.dim_value, end.dim_value, way)
-        graph.predict(graph.session(made), examples)
-    except (ValueError, StageError):
-        return None
-    return made
-
-
-def _cropped(tensor: Any, other: Any, way: Fraction) -> np.ndarray[Any, Any]:
-    """A weight, or a shape that is a constant of the graph, on the way from one to the other."""
-    values, end = numpy_helper.to_array(tensor), numpy_helper.to_array(other)
-    if values.ndim != end.ndim:
-        raise ValueError
-    kept = values[tuple(slice(_size(a, b, way)) for a, b in zip(values.shape, end.shape, strict=True))]
-    if values.dtype == np.int64 and values.shape == end.shape:
-        sizes = [_size(a, b, way) for a, b in zip(values.ravel().tolist(), end.ravel().tolist(), strict=True)]
-        return np.array(sizes, np.int64).reshape(values.shape)
-    return np.ascontiguousarray(kept)
-
-
-def _size(whole: int, narrow: int, way: Fraction) -> int:
-    size = whole - (whole - narrow) * way
-    if size.denominator != 1:
-        raise ValueError
-    return int(size)
 
 
 def folded(model: ModelProto) -> ModelProto:

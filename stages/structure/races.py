@@ -28,10 +28,11 @@ from targets.samples import Measured, measurements
 from targets.statistics import Interval, paired_ratio
 from targets.target import MEASURED_BY, Meter, Target, facts, unlike
 
-__all__ = ["Races"]
+__all__ = ["FINE", "Races"]
+
+FINE = 0.03
 
 _METER = Meter(samples=200, blocks=10, max_seconds=2, warmup_s=0.1, energy_s=0)
-_FINE = 0.03  # width of the interval of a saving, as a share of the baseline's time, that need not be narrower
 _TOGETHER = 6  # graphs in one race beside the baseline: they all lie in memory
 
 
@@ -84,9 +85,14 @@ class Races:
         found = self._kept(target, models, lambda paths: run(models=paths))
         return {name: _row(found, name, baseline, target) for name in models}
 
-    def speedups(self, baseline: ModelProto, models: Mapping[str, ModelProto]) -> dict[str, Interval]:
+    def speedups(
+        self, baseline: ModelProto, models: Mapping[str, ModelProto], fine: float = FINE
+    ) -> dict[str, Interval]:
         """How many times faster each graph is than the baseline, raced for as long as that is not known well, within a
         bound. In two processes at least: where memory happens to lie changes times too (see `stages.int8.pays`).
+
+        Args:
+            fine: width of the interval of a saving, as a share of the baseline's time, that need not be narrower.
 
         Raises:
             DeviceError: the device did not answer, or its runtime refused a graph.
@@ -98,7 +104,7 @@ class Races:
 
             def undecided(seen: Measured, some: list[str] = some) -> bool:
                 once = len(seen.models["whole"].latency_ms) <= _METER.blocks
-                return once or any(_wide(_speedup(seen, name)) for name in some)
+                return once or any(_wide(_speedup(seen, name), fine) for name in some)
 
             def run(paths: Mapping[str, Path], ends: Callable[[Measured], bool] = undecided) -> Measured:
                 return race(target, paths, self.examples, say=self.say, device=self.device, undecided=ends)
@@ -179,6 +185,6 @@ def _speedup(found: Measured, name: str) -> Interval:
     return ratio or Interval(1.0, 0.0, math.inf)
 
 
-def _wide(ratio: Interval) -> bool:
+def _wide(ratio: Interval, fine: float) -> bool:
     """Whether the saving is still known too roughly."""
-    return ratio.low <= 0 or 1 / ratio.low - 1 / ratio.high > _FINE
+    return ratio.low <= 0 or 1 / ratio.low - 1 / ratio.high > fine

@@ -4,7 +4,8 @@ differs is computed once for all of them."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -23,7 +24,7 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor | None]]]
 
 Cuts = tuple[Surgery, ...]
 
-_KEPT = 256_000_000  # bytes of outputs that are kept of a batch
+_KEPT = 512_000_000  # bytes of outputs that are kept of all batches
 
 
 def losses(
@@ -41,19 +42,28 @@ def losses(
         blocks: parts whose outputs may be kept, so that they need not run again.
         targets: for each batch, classes (batch,) or probabilities (batch, classes).
     """
-    begun = operate(deepcopy(module), base)
-    sums: list[list[float]] = [[] for _ in range(1 + len(others))]
+    begun, kept = operate(deepcopy(module), base), _Memory()
     with torch.no_grad():
-        for (x, _), target in zip(batches(), targets, strict=True):
-            seen = _Seen.of(begun, blocks, x)
-            sums[0].append(F.cross_entropy(seen.logits, target, reduction="sum").item())
-            for found, cuts in zip(sums[1:], others, strict=True):
-                variant = operate(deepcopy(module), cuts)
-                seen.reuse(variant, {cut.module for cut in {*base} ^ {*cuts}})
-                found.append(F.cross_entropy(variant(x), target, reduction="sum").item())
-    n = sum(map(len, targets))
-    now, *rest = (math.fsum(parts) / n for parts in sums)
-    return now, rest
+        seen = [_Seen.of(begun, blocks, x, kept) for x, _ in batches()]
+
+        def loss(logits: Iterable[Tensor]) -> float:
+            sums = [F.cross_entropy(y, t, reduction="sum").item() for y, t in zip(logits, targets, strict=True)]
+            return math.fsum(sums) / sum(map(len, targets))
+
+        def answers(cuts: Cuts) -> Iterator[Tensor]:
+            variant, changed = operate(deepcopy(module), cuts), {cut.module for cut in {*base} ^ {*cuts}}
+            for one in seen:
+                with one.reused(variant, changed):
+                    yield variant(one.x)
+
+        return loss(one.logits for one in seen), [loss(answers(cuts)) for cuts in others]
+
+
+@dataclass
+class _Memory:
+    """Bytes of outputs that may still be kept."""
+
+    left: int = _KEPT
 
 
 @dataclass
@@ -65,14 +75,15 @@ class _Seen:
         kept: by block, how many calls had begun when it ended, and its output.
     """
 
+    x: Tensor
     logits: Tensor
     entered: dict[str, int] = field(default_factory=dict)
     kept: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
 
     @staticmethod
-    def of(module: nn.Module, blocks: Sequence[str], x: Tensor) -> _Seen:
-        seen = _Seen(x)
-        calls = size = 0
+    def of(module: nn.Module, blocks: Sequence[str], x: Tensor, memory: _Memory) -> _Seen:
+        seen = _Seen(x, x)
+        calls = 0
 
         def enter(name: str) -> None:
             nonlocal calls
@@ -80,9 +91,8 @@ class _Seen:
             calls += 1
 
         def leave(name: str, output: object) -> None:
-            nonlocal size
-            if isinstance(output, Tensor) and name not in seen.kept and size + output.nbytes <= _KEPT:
-                size += output.nbytes
+            if isinstance(output, Tensor) and name not in seen.kept and output.nbytes <= memory.left:
+                memory.left -= output.nbytes
                 seen.kept[name] = calls, output.clone()  # the next layer may work in place
 
         hooks = [
@@ -97,9 +107,15 @@ class _Seen:
             seen.logits = module(x)
         return seen
 
-    def reuse(self, variant: nn.Module, changed: Iterable[str]) -> None:
+    @contextmanager
+    def reused(self, variant: nn.Module, changed: Iterable[str]) -> Iterator[None]:
         """Blocks that had ended before anything that changed began give what they gave."""
         begins = min((self.entered.get(name, 0) for name in changed), default=0)
-        for name, (calls, output) in self.kept.items():
-            if calls <= begins:
-                variant.get_submodule(name).forward = lambda *_, output=output, **__: output.clone()
+        ready = {variant.get_submodule(name): y for name, (calls, y) in self.kept.items() if calls <= begins}
+        for block, output in ready.items():
+            block.forward = lambda *_, output=output, **__: output.clone()
+        try:
+            yield
+        finally:
+            for block in ready:
+                del block.forward

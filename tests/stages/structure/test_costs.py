@@ -1,8 +1,6 @@
 import hashlib
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,9 +12,9 @@ from stages.quantize import quantize
 from stages.settings import ExportConfig, QuantizeConfig
 from stages.structure.anatomy import Anatomy, Block, Shape, Strand
 from stages.structure.costs import StructureBench, levels
-from stages.structure.mockup import Precision, between, mockup
+from stages.structure.mockup import Precision, mockup
 from stages.structure.table import Costs
-from stages.testing import context, tiny_mobile, tiny_residual, tiny_splits, tiny_teacher, tiny_tokens
+from stages.testing import context, tiny_residual, tiny_splits, tiny_teacher
 from stages.vendors.torch_pruning import Group, groups
 from stages.zoo import resnet
 from targets.budget import Budget
@@ -178,34 +176,6 @@ def test_a_limited_percentile_gets_samples_enough(bench):
     target = target.model_copy(update={"meter": target.meter.model_copy(update={"samples": 30})})
     replace(bench, target=target).costs()
     assert bench.device.jobs[0]["meter"]["samples"] == 299
-
-
-@pytest.mark.parametrize(
-    ("build_net", "shape", "name"),
-    [(tiny_residual, (1, 8, 8), "two"), (tiny_tokens, (1, 8, 8), "up"), (tiny_mobile, (1, 8, 8), "3")],
-)
-def test_a_width_between_two_gives_the_graph_that_an_export_gives(build_net, shape, name):
-    module = build_net().eval()
-    x = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
-    anatomy = Anatomy((), strands(module, torch.from_numpy(x), {name: "one"}))
-    strand = anatomy.strands[0]
-    low, middle, _ = levels(strand)
-
-    def made(width):
-        return mockup(module, Signature(shape, 4), anatomy.surgery(Shape(widths={strand.name: width})), x, 20)
-
-    whole, way = made(strand.channels), Fraction(strand.channels - middle, strand.channels - low)
-    found = between(whole, made(low), way, x)
-    if build_net is tiny_mobile:
-        assert found is None  # a depthwise convolution says its width in an attribute
-        return
-    wanted = made(middle)
-    assert found is not None
-    for part in ("node", "input", "output", "value_info"):
-        assert list(getattr(found.graph, part)) == list(getattr(wanted.graph, part))
-    sizes = [[(t.name, t.data_type, list(t.dims)) for t in model.graph.initializer] for model in (found, wanted)]
-    assert sizes[0] == sizes[1]
-    assert between(whole, made(low), Fraction(1, 7), x) is None  # no whole number of channels
 
 
 def test_a_mockup_of_fresh_weights_is_the_artifact_of_trained_ones(tmp_path):
