@@ -228,6 +228,16 @@ def test_an_onnx_file_is_quantized_and_judged_where_there_is_no_torch(finished, 
     assert "model.source is an ONNX file" in refused.stderr
 
 
+DEAF = """
+import os, signal, time
+from stages.testing import tiny_residual as net
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+except KeyboardInterrupt:
+    pass
+"""
+
 STEEP = """\
 from torch import nn
 
@@ -281,8 +291,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_process(tmp_path):
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, **output)
     events = tmp_path / "out.partial/events.jsonl"
-    # Not in the middle of a library's import, which may swallow the interruption.
-    while not (events.exists() and '"step_done"' in events.read_text()):
+    while not (events.exists() and '"step_started"' in events.read_text()):
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -290,6 +299,16 @@ def test_ctrl_c_ends_with_130_and_leaves_no_process(tmp_path):
     assert process.returncode == 130
     assert b"the same command goes on from there" in told
     assert b"Traceback" not in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_that_a_library_swallows_while_it_wakes_still_ends_the_run(tmp_path):
+    write_tiny(tmp_path)
+    (tmp_path / "deaf.py").write_text(DEAF)
+    done = attar_process("run", "tiny.yaml", "--out", "out", "--set", "model.source=deaf:net", cwd=tmp_path)
+    assert done.returncode == 130, done.stderr
+    assert "the same command goes on from there" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 

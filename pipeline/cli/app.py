@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 import typer
 
+from pipeline.cli import interruption
 from pipeline.cli.about import doctor, schema
 from pipeline.cli.profile import profile
 from pipeline.cli.recipes import check, new, plan, run
@@ -38,9 +38,7 @@ app.add_typer(stages_app, name="stages", invoke_without_command=True)
 
 def main() -> None:
     """Entry point: runs a command and turns every way it can end into an exit code."""
-    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C does: temporary files go, and what was finished is kept
-        if (number := getattr(signal, name, None)) and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)
+    interruption.listen()
     sys.exit(_guarded(sys.argv[1:]))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.interruption import heeding
 from pipeline.cli.shared import EXIT_CODES, AsJson, RecipePath, Sets, console, overrides, store, tell
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def run(
 
     screen = console()
     with progress(screen) as show, redirect_stdout(sys.stderr):  # what a user's own code prints is not for --json
-        report = run_recipe(recipe, out, overrides(set_), fresh=fresh, listener=show)
+        report = run_recipe(recipe, out, overrides(set_), fresh=fresh, listener=heeding(show))
     out = out or Path("runs") / report.name
     print_report(report, screen, Path(f"{out}.partial") if report.verdict == "failed" else out)
     if as_json:

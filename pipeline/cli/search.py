@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.interruption import heeding
 from pipeline.cli.shared import EXIT_CODES, AsJson, RecipePath, Sets, console, overrides
 
 __all__ = ["search"]
@@ -35,7 +36,7 @@ def search(
 
     screen = console()
     with progress(screen) as show, redirect_stdout(sys.stderr):  # what a user's own code prints is not for --json
-        made = explore(recipe, out, overrides(set_), trials=trials, minutes=minutes, listener=show)
+        made = explore(recipe, out, overrides(set_), trials=trials, minutes=minutes, listener=heeding(show))
     screen.print(render(made, out or Path("runs") / f"{made.name}-search"))
     if as_json:
         sys.stdout.write(made.model_dump_json(indent=1) + "\n")
