@@ -50,7 +50,7 @@ TEACHER = {
     "fashion_mnist": TrainConfig(epochs=3, batch_size=64, learning_rate=0.1, augment="shift"),
 }
 RECOVERY = {
-    "cifar10": TrainConfig(epochs=12, batch_size=128, learning_rate=0.05, augment="shift-flip"),
+    "cifar10": TrainConfig(epochs=20, batch_size=128, learning_rate=0.1, augment="shift-flip"),
     "fashion_mnist": TrainConfig(epochs=10, batch_size=64, learning_rate=0.05, augment="shift"),
 }
 DEPTH = 56
