@@ -6,8 +6,8 @@
 A ResNet-56 is trained by attar once for each data set of ../shared/data, and kept in its store (ATTAR_STORE, else
 .attar/store). Then, from that teacher:
 
-* attar: `prune: {to: budget}`, distillation to recover, `quantize: {}`; the budget is 0.5 points lost and 8 times
-  faster than float.
+* attar: `prune: {to: budget}`, `distill` on the labels to recover, `quantize: {}`; the budget is 0.5 points lost and
+  8 times faster than float.
 * the chain: torch-pruning by each of the ratios, fine-tuned on the labels for as many epochs as all of attar's trials
   had together with the same optimizer and augmentation, exported by torch.onnx, quantized by onnxruntime as someone
   does who knows the hardware, and by NNCF (in an environment of its own, see `int8.py`). Also the teacher itself, only
@@ -59,7 +59,7 @@ def ours(made: Made, epochs: int) -> tuple[Model, str]:
     of = made.values(made.prune.key)["metrics"]
     told = (
         f"{made.outcome.choice.chosen} of {made.trials}: {of.get('blocks_removed', 0):.0f} blocks gone, "
-        f"{of['macs_before'] / of['macs']:.1f} times fewer MACs; distilled, epochs: {epochs}; quantize"
+        f"{of['macs_before'] / of['macs']:.1f} times fewer MACs; trained, epochs: {epochs}; quantize"
     )
     return Model("attar", made.onnx(), made.seconds(*SEARCH, *TRAINED)), told
 
