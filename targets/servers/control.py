@@ -1,0 +1,104 @@
+"""Triton's model control: which models are there, load one, unload one. By the standard library.
+
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_model_repository.md
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from targets.errors import DeviceError, Fault
+from targets.servers.protocol import Address
+
+__all__ = ["Control", "Standing"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One version of a model, as the server sees it. `state`: READY, UNAVAILABLE, LOADING or UNLOADING."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+class Control:
+    """The model control of one server; it must have been started with --model-control-mode=explicit.
+
+    Args:
+        url: http://host:port.
+        timeout_s: for one answer; loading a model is one.
+
+    Raises:
+        InputError: no such URL.
+    """
+
+    def __init__(self, url: str, timeout_s: float = 300.0) -> None:
+        self._address = Address.of(url)
+        self._timeout_s = timeout_s
+        self.url = f"{self._address.scheme}://{self._address.place}{self._address.prefix}"
+
+    def index(self) -> tuple[Standing, ...]:
+        """Every version of every model in the repository.
+
+        Raises:
+            DeviceError: no server answers there, or one without a model repository.
+        """
+        rows = self._ask("POST", "/v2/repository/index", {})
+        words = ("name", "version", "state", "reason")
+        return tuple(Standing(*(str(row.get(word, "")) for word in words)) for row in rows)
+
+    def serving(self, name: str) -> tuple[int, ...]:
+        """Versions of a model that answer now."""
+        rows = (row for row in self.index() if row.name == name and row.state == "READY")
+        return tuple(sorted(int(row.version) for row in rows if row.version.isdigit()))
+
+    def load(self, name: str) -> None:
+        """Loads a model as it lies in the repository now. One that is loaded already serves until the new one does.
+
+        Raises:
+            DeviceError: the server refuses the model; with its words.
+        """
+        self._ask("POST", f"/v2/repository/models/{quote(name, safe='')}/load", {})
+
+    def unload(self, name: str) -> None:
+        """Takes a model out of service."""
+        self._ask("POST", f"/v2/repository/models/{quote(name, safe='')}/unload", {})
+
+    def _ask(self, method: str, path: str, body: dict[str, Any]) -> Any:
+        address = self._address
+        kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+        wire = kind(address.host, address.port, timeout=self._timeout_s)
+        try:
+            data = json.dumps(body).encode()
+            wire.request(method, quote(address.prefix) + path, data, {"Content-Type": "application/json"})
+            reply = wire.getresponse()
+            text = reply.read()
+        except ConnectionRefusedError:
+            raise self._fault("nothing listens there", "start the server, or give its HTTP port") from None
+        except (http.client.HTTPException, OSError) as error:
+            raise self._fault(f"did not answer: {error or type(error).__name__}", "see the server's own log") from None
+        finally:
+            wire.close()
+        try:
+            found = json.loads(text) if text.strip() else None
+        except ValueError:
+            found = None
+        if reply.status == 200 and (found is not None or not text.strip()):
+            return found
+        said = found.get("error") if isinstance(found, dict) else None
+        told = " ".join(str(said or text[:300].decode("utf-8", "replace")).split()) or "nothing"
+        if "not allowed" in told:
+            raise self._fault(f"said: {told}", "start Triton with --model-control-mode=explicit")
+        if said is None:
+            what = f"answered {reply.status} to {path}: no model control there"
+            raise self._fault(what, "give the HTTP port of a Triton with --model-control-mode=explicit")
+        raise self._fault(f"said: {told}", "see the server's own log")
+
+    def _fault(self, what: str, help: str) -> DeviceError:
+        return DeviceError(str(Fault(what, file=self.url, help=help)))

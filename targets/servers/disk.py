@@ -1,0 +1,147 @@
+"""Files of a model repository, written so that no reader sees half of one, and no link is followed or made."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+
+from targets.errors import Fault, InputError
+
+__all__ = ["HIDDEN", "alone", "inside", "no_link", "read", "sweep", "sync", "sync_tree", "unwritable", "write"]
+
+HIDDEN = ".attar-"
+"""How every name begins that is not to be seen by a server."""
+
+_WAIT_S = 120.0
+_CHUNK = 2**20
+
+
+@contextmanager
+def alone(dest: Path) -> Iterator[None]:
+    """Keeps others from publishing into `dest` meanwhile. Makes the folder if there is none.
+
+    Raises:
+        InputError: it cannot be written, or somebody else has been at it for two minutes.
+    """
+    made = not os.path.lexists(dest)
+    try:
+        no_link(dest)
+        dest.mkdir(parents=True, exist_ok=True)
+        handle = _locked(dest / ".attar.lock")
+    except OSError as error:
+        raise unwritable(dest, error) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (dest / ".attar.lock").unlink()  # while it is held: whoever waits for it looks whether it is still there
+        os.close(handle)
+        if made:
+            with suppress(OSError):  # it holds what was published
+                dest.rmdir()
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a publication left that was killed."""
+    for entry in folder.iterdir():
+        if entry.name.startswith(HIDDEN):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def inside(file: str) -> PurePosixPath:
+    """A layout's name of a file, once it stays in its folder."""
+    path = PurePosixPath(file)
+    if path.is_absolute() or not path.parts or ".." in path.parts:
+        raise ValueError(f"{file!r} does not stay in its folder")
+    return path
+
+
+def no_link(path: Path) -> None:
+    """Raises InputError for a symbolic link."""
+    if path.is_symlink():
+        what = "is a symbolic link, which could be pointed elsewhere later"
+        raise InputError(Fault(what, file=str(path), help="give the folder itself"))
+
+
+def read(path: Path) -> bytes | None:
+    """What a file holds; None if there is none. A link, or anything else that is no file, is a fault."""
+    no_link(path.parent)
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        what = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
+        raise InputError(Fault(f"is {what}, and in the way", file=str(path), help="take it away"))
+    with open(path, "rb", opener=_opened) as file:
+        return file.read()
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def write(path: Path, content: bytes | Path) -> None:
+    """A new file, flushed to disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as out:
+        if isinstance(content, bytes):
+            out.write(content)
+        else:
+            with open(content, "rb", opener=_opened) as file:
+                shutil.copyfileobj(file, out, _CHUNK)
+        out.flush()
+        os.fchmod(out.fileno(), 0o644)
+        os.fsync(out.fileno())
+
+
+def sync_tree(folder: Path) -> None:
+    """Flushes the folders below, and lets others read them: a server often runs as somebody else."""
+    for below, _, _ in os.walk(folder, topdown=False):
+        Path(below).chmod(0o755)
+        sync(Path(below))
+
+
+def sync(folder: Path) -> None:
+    """Flushes what a folder lists."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def unwritable(dest: Path, error: OSError) -> InputError:
+    """The fault of a repository that takes nothing."""
+    what = f"cannot be written: {error.strerror or error}"
+    return InputError(Fault(what, file=str(dest), help="give a folder that you may write to, with room in it"))
+
+
+def _locked(path: Path) -> int:
+    end = time.monotonic() + _WAIT_S
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.lstat(path)):  # else: the one who held it took it away
+                    return handle
+        except BlockingIOError:
+            if time.monotonic() > end:
+                os.close(handle)
+                what = f"somebody else has been publishing there for {_WAIT_S:.0f} s"
+                raise InputError(Fault(what, file=str(path.parent), help="try again when that is done")) from None
+            time.sleep(0.02)
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)

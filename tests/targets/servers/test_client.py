@@ -1,0 +1,159 @@
+"""The client that travels beside an artifact: run as a newcomer would, and its preprocessing beside attar's own."""
+
+import ast
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import oip_server
+import pytest
+from PIL import Image
+
+from pipeline.data_files import decode
+from pipeline.recipe import DataSpec
+from pipeline.splits import _example, _numbers, load_data
+from stages.data import Preprocessing, Split
+from targets import artifact
+from targets.servers.client import source
+from targets.servers.shipment import Layout, Shipment
+from targets.target import Target
+from targets.testing import tiny_onnx
+
+TRITON, MLSERVER = Layout({"model.onnx": b""}), Layout({"model.onnx": b"", "model-settings.json": b""})
+
+
+def shipment_of(path, preprocessing, shape, labels=("zero", 'it\'s "one"', "zwei é \U0001f600")):
+    model = artifact.load(tiny_onnx(path, shape=shape, classes=3))
+    sample = np.zeros((1, *shape), np.float32)
+    told = preprocessing.model_dump(mode="json")
+    return Shipment("tiny", model, Target(name="here"), labels, told, sample, np.zeros((1, 3), np.float32))
+
+
+def prepared_by(text):
+    """The function `prepared` of a client's text, with what it needs of its imports; nothing is asked."""
+    tree = ast.parse(text)
+    wanted = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        or (isinstance(node, ast.Import | ast.ImportFrom) and "tritonclient" not in ast.unparse(node))
+    )
+    space = {}
+    exec(compile(ast.Module(list(wanted), []), "client.py", "exec"), space)
+    return space["prepared"]
+
+
+def client_of(path, preprocessing, shape, layout=TRITON):
+    return source(shipment_of(path / "model.onnx", preprocessing, shape), layout).decode()
+
+
+def test_digits_are_prepared_to_the_last_bit(tmp_path):
+    """Raw images of scikit-learn through the client of an artifact made of them."""
+    from sklearn.datasets import load_digits
+
+    spec = DataSpec(source="digits", image_size=32, channels=3)
+    splits = load_data(spec, tmp_path, seed=7)
+    known = {x[None].tobytes() for split in (splits.train, splits.validation, splits.test) for x in split.inputs()}
+    prepared = prepared_by(client_of(tmp_path, splits.test.preprocessing, (3, 32, 32)))
+    for i, image in enumerate(load_digits().images[::9]):
+        np.save(tmp_path / "raw.npy", image if i % 2 else image.astype(np.float32))
+        assert prepared(str(tmp_path / "raw.npy")).tobytes() in known
+
+
+MEANS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+@pytest.mark.parametrize("size", [None, 8, 24])
+@pytest.mark.parametrize("file", ["RGB.png", "L.png", "RGBA.png", "P.png", "RGB.bmp"])
+def test_image_files_are_prepared_as_attar_reads_them(tmp_path, channels, size, file):
+    random = np.random.default_rng(size or 0)
+    image = Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).convert(file.partition(".")[0])
+    image.save(path := tmp_path / file)
+    means = {"mean": (0.5,), "std": (0.3,)} if channels == 1 else MEANS
+    preprocessing = Preprocessing(image_size=size, channels=channels, **means)
+    spec = DataSpec(source="folder", image_size=size, channels=channels)
+    ours = Split(_example(decode(path), spec, "test")[None], np.zeros(1, np.int64), preprocessing).inputs()
+    theirs = prepared_by(client_of(tmp_path, preprocessing, (channels or 3, size or 16, size or 16)))(str(path))
+    assert theirs.dtype == np.float32
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3, 4])
+@pytest.mark.parametrize("raw", [(16, 16), (16, 16, 1), (16, 16, 3), (16, 16, 4), (16, 20, 2)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.int64])
+def test_arrays_are_prepared_as_attar_reads_them(tmp_path, channels, raw, dtype):
+    array = np.random.default_rng(1).integers(0, 256, raw).astype(dtype)
+    np.save(path := tmp_path / "raw.npy", array)
+    preprocessing = Preprocessing(image_size=12, channels=channels, divide_by=255.0, mean=(0.4,), std=(0.3,))
+    spec = DataSpec(source="x.npz", image_size=12, channels=channels, divide_by=255.0)
+    example = _example(_numbers(array, spec, "test"), spec, "test")
+    ours = Split(example[None], np.zeros(1, np.int64), preprocessing).inputs()
+    theirs = prepared_by(client_of(tmp_path, preprocessing, ours.shape[1:]))(str(path))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_network_that_learned_from_grey_arrays_takes_grey_files(tmp_path):
+    grey = np.random.default_rng(2).integers(0, 256, (28, 28), np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    preprocessing = Preprocessing(mean=(0.286,), std=(0.353,))  # Fashion-MNIST's IDX files, as they are
+    ours = preprocessing.normalize(grey[None, ..., None])
+    theirs = prepared_by(client_of(tmp_path, preprocessing, (1, 28, 28)))(str(tmp_path / "grey.png"))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_is_no_image_is_prepared_too(tmp_path):
+    row = np.random.default_rng(3).standard_normal(7)
+    np.save(tmp_path / "row.npy", row)
+    preprocessing = Preprocessing(divide_by=2.0, mean=(0.1,), std=(0.7,))
+    text = client_of(tmp_path, preprocessing, (7,))
+    assert "PIL" not in text.partition('"""\n')[2]
+    theirs = prepared_by(text)(str(tmp_path / "row.npy"))
+    np.testing.assert_array_equal(preprocessing.normalize(row[None].astype(np.float32)), theirs)
+
+
+def run(folder, *words):
+    command = [sys.executable, "-I", "client.py", *words]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False, timeout=60
+    )
+    return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
+
+
+@pytest.mark.parametrize(("layout", "binary"), [(TRITON, True), (MLSERVER, False)])
+def test_a_newcomer_runs_it(tmp_path, layout, binary):
+    preprocessing = Preprocessing(image_size=4, channels=3)
+    shipment = shipment_of(tmp_path / "model.onnx", preprocessing, (3, 4, 4))
+    (tmp_path / "client.py").write_bytes(source(shipment, layout))
+    Image.fromarray(np.random.default_rng(5).integers(0, 256, (9, 9, 3), np.uint8)).save(tmp_path / "image.png")
+    oip = oip_server.Oip(tmp_path / "model.onnx")
+    oip.binary = binary
+    x = prepared_by(source(shipment, layout).decode())(str(tmp_path / "image.png"))
+    right = int(oip.infer(x)[0].argmax())
+    with oip_server.http(oip) as place:
+        assert run(tmp_path, "image.png", place).out == f"{shipment.labels[right]}\n"
+        oip.spoil = lambda y: np.roll(y, 1, axis=1)
+        assert run(tmp_path, "image.png", f"http://{place}", "tiny").out == f"{shipment.labels[(right + 1) % 3]}\n"
+        other = run(tmp_path, "image.png", place, "other")
+        assert other.code == 1
+        assert "no /v2/models/other/infer here" in other.err
+    told = run(tmp_path)
+    assert told.code == 1
+    assert "python client.py EXAMPLE [HOST:PORT [MODEL]]" in told.err
+
+
+def test_without_labels_it_prints_the_number_of_the_class(tmp_path):
+    text = source(shipment_of(tmp_path / "m.onnx", Preprocessing(), (3, 4, 4), labels=()), TRITON).decode()
+    assert """print(answer.as_numpy('y')[0].argmax())""" in text
+    assert "LABELS" not in text
+
+
+@pytest.mark.parametrize("layout", [TRITON, MLSERVER])
+def test_it_is_short(tmp_path, layout):
+    text = client_of(tmp_path, Preprocessing(image_size=32, channels=3, **MEANS), (3, 32, 32), layout)
+    tree = ast.parse(text)
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
+    asking = text.splitlines()[function.end_lineno :]
+    assert len([line for line in asking if line.strip()]) <= 10
+    assert max(map(len, text.splitlines())) <= 120

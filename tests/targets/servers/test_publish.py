@@ -1,0 +1,351 @@
+"""A model repository is written whole or not at all, whatever happens meanwhile."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from targets.errors import InputError
+from targets.servers.disk import alone
+from targets.servers.publish import changes, newest, place, publish, retract
+from targets.servers.shipment import Layout
+
+
+def net(path, *, classes=3, bias=0.0, batch="batch"):
+    """A model of one addition; its bias tells versions apart."""
+    sizes = [batch, classes]
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in ("x", "y")]
+    constant = helper.make_tensor("bias", TensorProto.FLOAT, [1], [bias])
+    graph = helper.make_graph([helper.make_node("Add", ["x", "bias"], ["y"])], "net", value[:1], value[1:], [constant])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path):
+    return net(tmp_path / "net.onnx")
+
+
+def layout(model, text="config", **more):
+    """A version of two files, one of which names it, and two files beside."""
+    shared = {"config.pbtxt": text.encode(), "warmup/one": text.encode()}
+    version = {"model.onnx": model, "note.txt": lambda number: f"version {number}".encode()}
+    return Layout(version, shared, **more)
+
+
+def files(folder):
+    """All that lies in a folder, hidden names too: what each file holds."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_versions_stand_beside_each_other_and_shared_files_are_the_newest(model, tmp_path):
+    dest = tmp_path / "models"
+    assert publish(layout(model, "one"), dest, "net") == dest / "net" / "1"
+    assert publish(layout(net(tmp_path / "b.onnx", bias=1.0), "two"), dest, "net") == dest / "net" / "2"
+    assert publish(layout(model, "ten"), dest, "net", 10).name == "10"
+    assert files(dest) == {
+        "net/config.pbtxt": b"ten",
+        "net/warmup/one": b"ten",
+        "net/1/model.onnx": model.read_bytes(),
+        "net/1/note.txt": b"version 1",
+        "net/2/model.onnx": (tmp_path / "b.onnx").read_bytes(),
+        "net/2/note.txt": b"version 2",
+        "net/10/model.onnx": model.read_bytes(),
+        "net/10/note.txt": b"version 10",
+    }
+    assert newest(dest / "net") == 10
+    assert (dest / "net" / "1").stat().st_mode & 0o777 == 0o755  # servers often run as somebody else
+    assert (dest / "net" / "1" / "model.onnx").stat().st_mode & 0o777 == 0o644
+    assert (dest / "net" / "1" / "model.onnx").stat().st_nlink == 1
+
+
+def test_a_version_is_never_written_over(model, tmp_path):
+    into = publish(layout(model, "one"), tmp_path / "models", "net")
+    for occupied in (1, 2):
+        into.with_name("2").mkdir(exist_ok=True)  # an empty folder would be replaced by a rename
+        with pytest.raises(InputError, match=f"version {occupied} is there already") as told:
+            publish(layout(model, "other"), tmp_path / "models", "net", occupied)
+        assert "next free number" in str(told.value)
+    assert (into.parent / "config.pbtxt").read_bytes() == b"one"
+    assert not list((into.parent / "2").iterdir())
+    with pytest.raises(InputError, match="version 0 must be at least 1"):
+        publish(layout(model), tmp_path / "models", "net", 0)
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "-x", "a b"])
+def test_a_name_that_leaves_its_folder_is_refused(model, tmp_path, name):
+    with pytest.raises(InputError, match="it names a folder"):
+        publish(layout(model), tmp_path / "models", name)
+    assert not (tmp_path / "models").exists()
+
+
+def test_many_publishers_at_once_get_a_number_each(model, tmp_path):
+    dest = tmp_path / "models"
+
+    def listed(before):
+        return (before or b"") + b"+"
+
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda _: publish(layout(model, root={"list": listed}), dest, "net"), range(24)))
+    assert sorted(int(path.name) for path in done) == list(range(1, 25))
+    assert (dest / "list").read_bytes() == b"+" * 24  # none was lost
+    for path in done:
+        assert (path / "note.txt").read_text() == f"version {path.name}"
+    assert not [name for name in files(dest) if "/." in name or name.startswith(".")]
+
+
+@pytest.mark.parametrize("other", [{"classes": 4}, {"batch": 1}])
+def test_a_model_with_another_face_is_refused(model, tmp_path, other):
+    dest = tmp_path / "models"
+    publish(layout(model, "one"), dest, "net")
+    before = files(dest)
+    with pytest.raises(
+        InputError, match=r"version 1 there is x float32 \(\?, 3\) -> .*its clients would break"
+    ) as told:
+        publish(layout(net(tmp_path / "other.onnx", **other), "two"), dest, "net")
+    assert "ship it under another --name" in str(told.value)
+    assert files(dest) == before
+    (dest / "net" / "1" / "model.onnx").write_bytes(b"none of ours")
+    with pytest.raises(InputError, match="version 1 there is no model that attar shipped"):
+        publish(layout(model, "two"), dest, "net")
+
+
+def test_links_are_not_followed(model, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "secret").write_text("mine")
+    dest = tmp_path / "models"
+    dest.symlink_to(elsewhere)
+    with pytest.raises(InputError, match=r"models: is a symbolic link"):
+        publish(layout(model), dest, "net")
+    dest.unlink()
+    dest.mkdir()
+    for link, shown in (
+        ("net", "net"),
+        ("net/config.pbtxt", "config.pbtxt"),
+        ("net/warmup", "warmup"),
+        ("list", "list"),
+    ):
+        place_of = dest / link
+        place_of.parent.mkdir(exist_ok=True)
+        place_of.symlink_to(elsewhere / "secret" if "." in link or link == "list" else elsewhere)
+        with pytest.raises(InputError, match=rf"{shown}: is a symbolic link"):
+            publish(layout(model, root={"list": lambda _: b"x"}), dest, "net")
+        place_of.unlink()
+    (dest / "net" / "1").symlink_to(elsewhere)
+    with pytest.raises(InputError, match="version 1 is there already"):
+        publish(layout(model), dest, "net", 1)
+    (dest / "net" / "1").unlink()
+    link = tmp_path / "link.onnx"
+    link.symlink_to(model)
+    with pytest.raises(InputError, match="cannot be written"):
+        publish(layout(link), dest, "net")
+    assert files(elsewhere) == {"secret": b"mine"}
+    assert files(dest) == {}
+
+
+def test_root_files_are_shared_by_models_and_can_refuse(model, tmp_path):
+    dest = tmp_path / "models"
+
+    def added(name):
+        return lambda before: (before or b"") + name
+
+    publish(layout(model, root={"config.json": added(b"one,")}), dest, "one")
+    publish(layout(model, root={"config.json": added(b"two,")}), dest, "two")
+    assert (dest / "config.json").read_bytes() == b"one,two,"
+
+    def refuses(before):
+        raise InputError("config.json is not ours")
+
+    before = files(dest)
+    with pytest.raises(InputError, match="not ours"):
+        publish(layout(model, root={"config.json": refuses}), dest, "three")
+    assert files(dest) == before
+    assert not (dest / "three").exists()
+
+
+def test_retract_brings_back_what_was(model, tmp_path):
+    dest = tmp_path / "models"
+    publish(layout(model, "one"), dest, "net")
+    before = files(dest)
+    with alone(dest):
+        new = layout(model, "two", root={"list": lambda _: b"net"})
+        undo = changes(new, dest, "net")
+        into = place(new, dest, "net")
+        retract(into, undo)
+    assert files(dest) == before
+    with alone(dest):
+        undo = changes(layout(model), dest, "other")
+        retract(place(layout(model), dest, "other"), undo)
+    assert files(dest) == before
+    assert not (dest / "other").exists()
+
+
+def test_what_somebody_changed_since_stays(model, tmp_path):
+    dest = tmp_path / "models"
+    publish(layout(model, "one"), dest, "net")
+    with alone(dest):
+        undo = changes(layout(model, "two"), dest, "net")
+        into = place(layout(model, "two"), dest, "net")
+        (dest / "net" / "config.pbtxt").write_bytes(b"by hand")
+        retract(into, undo)
+    assert (dest / "net" / "config.pbtxt").read_bytes() == b"by hand"
+    assert newest(dest / "net") == 1
+
+
+def test_what_was_left_of_a_trial_is_swept(model, tmp_path):
+    dest = tmp_path / "models"
+    with alone(dest):
+        place(layout(model), dest, ".attar-candidate-net")
+    assert (dest / ".attar-candidate-net" / "1" / "model.onnx").exists()
+    publish(layout(model), dest, "net")
+    assert [path.name for path in dest.iterdir()] == ["net"]
+
+
+def test_one_who_waits_too_long_is_told(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("targets.servers.disk._WAIT_S", 0.1)
+    dest = tmp_path / "models"
+    with alone(dest), pytest.raises(InputError, match="somebody else has been publishing there"):
+        publish(layout(model), dest, "net")
+
+
+def test_a_full_disk_leaves_what_was(model, tmp_path):
+    """The kernel's own limit on a file's size, and a file system of 64 kB where one may be mounted."""
+    dest = tmp_path / "models"
+    publish(layout(model, "one"), dest, "net")
+    before = files(dest)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        for each in ("net", "new"):
+            with pytest.raises(InputError, match="models: cannot be written: File too large"):
+                publish(layout(model, "two"), dest, each)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files(dest) == before
+    assert not (dest / "new").exists()
+
+
+FULL = """
+import sys
+from pathlib import Path
+from test_publish import files, layout
+from targets.errors import InputError
+from targets.servers.publish import publish
+dest, model = Path(sys.argv[1]) / "models", Path(sys.argv[2])
+publish(layout(model, "one"), dest, "net")
+before = files(dest)
+try:
+    publish(layout(model, "two" * 40_000), dest, "net")
+except InputError as error:
+    assert files(dest) == before, files(dest).keys()
+    print(error)
+"""
+
+
+def test_a_file_system_that_is_full_leaves_what_was(model, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = f"mount -t tmpfs -o size=64k small {small} && exec {sys.executable} -c '{FULL}' {small} {model}"
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[3]}"}
+    command = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount)
+    if shutil.which("unshare") is None or subprocess.run((*command[:4], "true"), capture_output=True).returncode:
+        pytest.skip("nothing may be mounted here")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert "models: cannot be written: No space left on device" in done.stdout, done.stderr
+
+
+def test_a_folder_that_may_not_be_written_is_said(model):
+    with tempfile.TemporaryDirectory() as above:
+        dest = Path(above) / "models"
+        publish(layout(model, "one"), dest, "net")
+        for folder in (dest, Path(above)):
+            folder.chmod(0o555)
+        root, content = os.geteuid() == 0, model.read_bytes()
+        try:
+            if root:
+                os.seteuid(65534)
+            with pytest.raises(InputError, match="models: cannot be written: Permission denied"):
+                publish(Layout({"model.onnx": content}), dest, "net")
+        finally:
+            if root:
+                os.seteuid(0)
+            for folder in (dest, Path(above)):
+                folder.chmod(0o755)
+        assert newest(dest / "net") == 1
+    with tempfile.NamedTemporaryFile() as file, pytest.raises(InputError, match="cannot be written"):
+        publish(layout(model), Path(file.name), "net")
+
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from test_publish import files, layout
+from targets.servers.publish import publish
+
+root, model = Path(sys.argv[1]), Path(sys.argv[2])
+start = {name: data for name, data in files(root / "start").items() if name.startswith("net/1/")}
+seen = set()
+
+def new():
+    return layout(model, "two", root={"list": lambda before: b"two"})
+
+def visible(dest):
+    return {name: data for name, data in files(dest).items() if not any(p.startswith(".") for p in Path(name).parts)}
+
+count = 0
+while True:
+    count += 1
+    dest = root / str(count)
+    shutil.copytree(root / "start", dest)
+    child = os.fork()
+    if child == 0:
+        left = [count]
+        def killed(event, arguments):
+            if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.listdir"):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(killed)
+        publish(new(), dest, "net")
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    found = visible(dest)
+    old = {name: data for name, data in found.items() if name.startswith("net/1/")}
+    assert old == start, (count, old.keys())
+    two = {name.rpartition("/")[2] for name in found if name.startswith("net/2/")}
+    assert two in (set(), {"model.onnx", "note.txt"}), (count, two)
+    for name, data in found.items():
+        if name.startswith("net/2/"):
+            assert data == (model.read_bytes() if name.endswith("onnx") else b"version 2"), (count, name)
+        elif not name.startswith("net/1/"):
+            assert data in (b"one", b"two"), (count, name, data)
+    if two:
+        assert found["net/config.pbtxt"] == b"two", count
+    seen.add(bool(two))
+    publish(new(), dest, "net")
+    assert files(dest) == visible(dest), (count, "something hidden is left")
+    shutil.rmtree(dest)
+assert count > 30 and seen == {False, True}, (count, seen)
+print("killed", count - 1, "times")
+"""
+
+
+def test_a_kill_at_any_moment_leaves_nothing_half_written(model, tmp_path):
+    """The publisher is killed before its first, second, ... step on the disk, until it gets through."""
+    publish(layout(model, "one", root={"list": lambda _: b"one"}), tmp_path / "start", "net")
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[3]}"}
+    done = subprocess.run(
+        (sys.executable, "-c", KILLED, tmp_path, model), env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "killed" in done.stdout

@@ -1,0 +1,137 @@
+"""Which ONNX a server's version takes, and models brought down to it."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from shipments import run, shipment
+
+from targets.errors import InputError
+from targets.servers import SERVERS, versions
+from targets.servers.versions import ceiling, fitted, requirement, triton_in_kserve
+
+
+@pytest.mark.parametrize(
+    ("server", "asked", "opset", "ir_version", "words"),
+    [
+        ("triton", "", 21, 10, "Triton 26.07 (onnxruntime 1.27)"),
+        ("triton", "25.10", 21, 10, "Triton 25.10 (onnxruntime 1.23)"),
+        ("triton", "24.04", 20, 9, "Triton 24.04 (onnxruntime 1.17)"),
+        ("triton", "v23.05-py3", 19, 8, "Triton 23.05 (onnxruntime 1.15)"),
+        ("triton", "22.12", 17, 8, "Triton 22.12 (onnxruntime 1.13)"),
+        ("triton", "30.01", 21, 10, "Triton 30.01 (onnxruntime 1.27)"),
+        ("kserve", "", 19, 8, "KServe's Triton 23.05 (onnxruntime 1.15)"),
+        ("kserve", "0.15.2", 19, 8, "KServe's Triton 23.05 (onnxruntime 1.15)"),
+        ("kserve", "25.10", 21, 10, "Triton 25.10 (onnxruntime 1.23)"),
+        ("openvino", "", 21, None, "OpenVINO Model Server 2025.2"),
+        ("openvino", "2024.5", 16, None, "OpenVINO Model Server 2024.5"),
+    ],
+)
+def test_the_table(server, asked, opset, ir_version, words):
+    found = ceiling(server, asked)
+    assert (found.opset, found.ir_version, found.server) == (opset, ir_version, words)
+    assert found.source.startswith("https://github.com/")
+
+
+def test_every_server_has_a_row():
+    assert set(versions.SERVERS) == set(SERVERS)
+
+
+@pytest.mark.parametrize("server", sorted(SERVERS))
+def test_a_version_that_is_none_is_refused(server):
+    with pytest.raises(InputError, match=r"'latest' is no version of that server(.|\n)*for example"):
+        ceiling(server, "latest")
+
+
+@pytest.mark.parametrize(
+    ("server", "asked"), [("triton", "22.01"), ("triton", "2.51.0"), ("kserve", "0.8"), ("openvino", "2021.4")]
+)
+def test_a_version_before_the_table_is_refused(server, asked):
+    with pytest.raises(InputError, match="is older than what is known of it, which starts at"):
+        ceiling(server, asked)
+
+
+def test_what_fits_is_left_alone(tmp_path):
+    ours = shipment(tmp_path)
+    for server in ("triton", "mlserver", "openvino"):
+        assert fitted(ours, server, "") is ours
+
+
+def test_what_does_not_fit_is_converted_and_proven(tmp_path):
+    ours = shipment(tmp_path)
+    lower = fitted(ours, "triton", "23.05")
+    assert (lower.model.opset, lower.model.ir_version) == (18, 8)  # 19 came with IR version 9
+    model = onnx.load(lower.model.path)
+    assert [entry.version for entry in model.opset_import] == [18]
+    np.testing.assert_array_equal(run(lower.model.path, ours.sample), ours.answers)
+    paper = json.loads(lower.papers["conversion.json"])
+    assert paper["from"] == {"sha256": ours.model.sha256, "opset": 20, "ir_version": 10}
+    assert paper["to"] == {"sha256": lower.model.sha256, "opset": 18, "ir_version": 8}
+    assert paper["proof"]["bit_equal"] is True
+    assert paper["proof"]["examples"] == 4
+    assert "onnxruntime 1.15" in paper["because"]
+    assert lower.papers["manifest.json"] == ours.papers["manifest.json"]
+
+
+def test_only_the_ir_version_is_lowered_where_that_is_enough(tmp_path):
+    lower = fitted(shipment(tmp_path), "triton", "24.04")
+    assert (lower.model.opset, lower.model.ir_version) == (20, 9)
+
+
+def test_a_fixed_batch_is_converted_too(tmp_path):
+    lower = fitted(shipment(tmp_path, batch=3), "triton", "23.05")
+    assert lower.model.inputs[0].shape == (3, 16, 14, 14)
+
+
+def gelu(model):
+    model.graph.node.append(onnx.helper.make_node("Gelu", ["y"], ["late"]))  # there is none before opset 20
+    model.graph.output.append(onnx.helper.make_tensor_value_info("late", onnx.TensorProto.FLOAT, ["batch", 10]))
+
+
+@pytest.mark.parametrize(
+    ("asked", "advice"), [("23.05", r"`export: {opset: 18}` in the recipe"), ("22.12", r"help: name a newer server")]
+)
+def test_an_operator_without_an_older_form_is_refused(tmp_path, asked, advice):
+    with pytest.raises(InputError, match=rf"has opset 20 (.|\n)*converting it down failed(.|\n)*{advice}"):
+        fitted(shipment(tmp_path, edit=gelu), "triton", asked)
+
+
+def test_a_converted_model_that_answers_otherwise_is_refused(tmp_path, monkeypatch):
+    from onnx import numpy_helper, version_converter
+
+    convert = version_converter.convert_version
+
+    def spoiled(model, opset):
+        model = convert(model, opset)
+        weight = next(t for t in model.graph.initializer if t.name == "w2")
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 2, "w2"))
+        return model
+
+    monkeypatch.setattr(version_converter, "convert_version", spoiled)
+    with pytest.raises(InputError, match="the converted model answers the golden sample otherwise, by up to"):
+        fitted(shipment(tmp_path), "triton", "23.05")
+
+
+def test_without_a_golden_sample_nothing_is_proven(tmp_path):
+    with pytest.raises(InputError, match="there is no golden sample to prove a converted one on"):
+        fitted(shipment(tmp_path, sample=np.zeros((0, 16, 14, 14), np.float32)), "triton", "23.05")
+
+
+def test_equal_means_within_one_unit_in_the_last_place():
+    a = np.array([1.0, -2.0, 0.0, np.nan], np.float32)
+    assert versions._close(a, a.copy())
+    next_to = np.nextafter(a, np.float32(9))
+    assert versions._close(a, next_to)
+    assert not versions._close(a, np.nextafter(next_to, np.float32(9)))
+    assert not versions._close(a, a.astype(np.float64))
+    assert not versions._close(np.array([1]), np.array([2]))
+
+
+def test_what_must_be_installed(tmp_path):
+    assert requirement(shipment(tmp_path).model) == "onnxruntime>=1.18"
+    assert requirement(fitted(shipment(tmp_path), "triton", "23.05").model) == "onnxruntime>=1.14"
+
+
+def test_which_triton_runs_in_kserve():
+    assert [triton_in_kserve(asked) for asked in ("", "0.20", "25.10", "24.1")] == ["", "", "25.10", "24.01"]
