@@ -7,7 +7,8 @@
     <out>/<target>/manifest.json                     digests, lineage, budget, verdict, tool versions
     <out>/<target>/measurements.json                 raw samples and the environment they were taken in
     <out>/<target>/reference.npz                     a few test examples and the artifact's answers to them
-    <out>/<target>/not-shipped/...                   the same four for the nearest miss, if it is not met
+    <out>/<target>/SHA256SUMS                        digests of these four
+    <out>/<target>/not-shipped/...                   the same five for the nearest miss, if it is not met
 
 The folder is built beside (`<out>.partial`) and swapped in whole: report and artifact always belong together, and what
 an earlier run left stays until a new one is complete.
@@ -16,6 +17,7 @@ an earlier run left stays until a new one is complete.
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline import digests, reference
+from pipeline import digests, evidence, reference
 from pipeline.judging import Outcome
 from pipeline.recipe import Recipe
 from pipeline.report import html, markdown, model
@@ -40,6 +42,7 @@ from targets.errors import InputError
 __all__ = ["failed", "prepared", "report_of", "swap_in", "write"]
 
 _LIBRARIES = ("attar", "numpy", "onnx", "onnxruntime", "onnxscript", "torch", "torch-pruning", "neural-compressor")
+_TOOLS = (*_LIBRARIES, "pillow", "safetensors", "scikit-learn", "torchao", "transformers")
 
 
 @contextmanager
@@ -153,7 +156,7 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def _write_target(folder: Path, report: Report, row: TargetRow, runner: Runner, outcome: Outcome) -> None:
-    """The artifact with its manifest and measurements; the manifest is written last."""
+    """The artifact with its manifest and measurements, and the digests of all of it last."""
     into = folder / row.folder
     into.mkdir(parents=True)
     key = outcome.goal.candidates[outcome.choice.chosen]
@@ -176,11 +179,22 @@ def _write_target(folder: Path, report: Report, row: TargetRow, runner: Runner, 
         "files": {file.name: digests.of_file(file) for file in sorted(into.iterdir())},
         "candidate": outcome.choice.chosen,
         "lineage": [_lock_step(runner, step.key) for step in runner.plan.lineage(key)],
+        "teacher": _teacher(runner),
+        "baseline": {"name": BASELINE, "sha256": runner.entry(outcome.goal.baseline).files["model.onnx"]},
         "recipe": report.recipe,
         "data": report.data,
-        "libraries": report.libraries,
+        "libraries": digests.of_libraries(_TOOLS),
+        "made_on": {"python": platform.python_version(), "platform": platform.platform()},
+        "sums": evidence.SUMS,
     }
-    write_atomically(into / "manifest.json", _json(manifest))
+    write_atomically(into / evidence.MANIFEST, _json(manifest))
+    write_atomically(into / evidence.SUMS, evidence.sums(into))
+
+
+def _teacher(runner: Runner) -> dict[str, Any]:
+    """Where the teacher comes from, and digests of what it was when it taught: its weights, or its ONNX file."""
+    made, model = next(step for step in runner.done if step.stage == "teacher"), runner.recipe.model
+    return {"source": model.source, "weights": model.weights, "files": dict(made.entry.files)}
 
 
 def _target_row(runner: Runner, outcome: Outcome, spent: Iterable[Spent]) -> TargetRow:

@@ -33,6 +33,7 @@ def test_a_run_leaves_a_judged_artifact(finished):
         "events.jsonl",
         "quick/model.onnx",
         "quick/manifest.json",
+        "quick/SHA256SUMS",
         "quick/measurements.json",
         "quick/reference.npz",
     }

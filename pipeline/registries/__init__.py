@@ -1,0 +1,3 @@
+"""Where artifacts are kept for others to fetch: `oci` (any container registry, over `distribution`), `mlflow`."""
+
+__all__: list[str] = []

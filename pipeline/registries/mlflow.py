@@ -1,0 +1,164 @@
+"""An artifact as a version of a registered model in MLflow: `attar ship DIR --to mlflow URI` (extra `mlflow`).
+
+The version's run carries the measurements as metrics, each with its interval, and the verdict and all digests as tags.
+https://mlflow.org/docs/latest/ml/model-registry/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import evidence
+from pipeline.report import words
+from targets.errors import DeviceError, InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["metrics", "register", "tags"]
+
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # https://mlflow.org/docs/latest/community/usage-tracking/
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # else it takes minutes to say that nobody answers
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+_EXPERIMENT = "attar"
+
+
+def register(folder: Path, uri: str, name: str = "", *, say: Callable[[str], None] = lambda text: None) -> str:
+    """Registers an artifact; one that is registered under this name already keeps its version.
+
+    Args:
+        folder: RUN/TARGET.
+        uri: of the tracking server, with its registry: http://host:port, or sqlite:///path.db. Beside a database, the
+            files go to the folder `mlartifacts`.
+        name: of the registered model; empty: the recipe's.
+        say: told what is done.
+
+    Returns:
+        The version, as MLflow numbers it.
+
+    Raises:
+        InputError: the folder does not hold, the address or the name is none, or MLflow is not installed.
+        DeviceError: the server does not answer, or refuses.
+    """
+    if faults := evidence.verified(folder, beside=evidence.published(folder)):
+        raise InputError(faults)
+    if not re.fullmatch(r"(https?://[^/]+.*|sqlite:///.+)", uri):
+        raise InputError(f"{uri!r} is no place of MLflow's", help="http://host:port, or sqlite:////absolute/path.db")
+    manifest = evidence.manifest(folder)
+    name = name or manifest["recipe"]["name"]
+    if not re.fullmatch(r"[\w.-]{1,200}", name):
+        raise InputError(f"{name!r} cannot be the name of a registered model", help="letters, digits, - _ and .")
+    with _client(uri) as client:
+        for version in client.search_model_versions(f"name = '{name}'") if _known(client, name) else ():
+            if version.tags.get("attar.file.manifest_json") == tags(folder, manifest)["attar.file.manifest_json"]:
+                say(f"{name} has it already: version {version.version}")
+                return str(version.version)
+        return _registered(client, folder, uri, name, manifest, say)
+
+
+def metrics(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """Measurements by names that end with their unit: "latency_p50_ms", "test/accuracy_percent"; `/low` and `/high`
+    are the ends of the interval."""
+    found = {}
+    for before, numbers in (("", manifest["measured"]), ("test/", manifest["test"])):
+        for metric, number in numbers.items():
+            name = f"{metric}_percent" if words.unit(metric) == "%" and not metric.endswith("_percent") else metric
+            found[f"{before}{name}"] = number["value"]
+            found[f"{before}{name}/low"], found[f"{before}{name}/high"] = number["low"], number["high"]
+    return found
+
+
+def tags(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Verdict, target and digests of everything."""
+    files = {**evidence.listed(folder)}
+    files[evidence.MANIFEST] = hashlib.sha256(evidence.contents(folder / evidence.MANIFEST)).hexdigest()
+    return {
+        "attar.verdict": manifest["verdict"],
+        "attar.target": manifest["target"]["name"],
+        "attar.version": manifest["attar"],
+        "attar.recipe.sha256": manifest["recipe"]["digest"],
+        "attar.data.sha256": manifest["data"]["digest"],
+        **{f"attar.file.{name.replace('.', '_')}": digest for name, digest in sorted(files.items())},
+    }
+
+
+def _registered(
+    client: MlflowClient,
+    folder: Path,
+    uri: str,
+    name: str,
+    manifest: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> str:
+    from mlflow.entities import Metric
+
+    about = tags(folder, manifest)
+    run = client.create_run(_experiment(client, uri), run_name=name, tags=about)
+    try:
+        now = time.time_ns() // 1_000_000
+        client.log_batch(run.info.run_id, [Metric(*found, now, 0) for found in metrics(manifest).items()])
+        for file in evidence.files(folder):
+            client.log_artifact(run.info.run_id, str(folder / file), "model")
+        if not _known(client, name):
+            client.create_registered_model(name)
+        source = f"{run.info.artifact_uri}/model"
+        made = client.create_model_version(name, source, run.info.run_id, tags=about, await_creation_for=0)
+    except BaseException:
+        client.set_terminated(run.info.run_id, "FAILED")
+        raise
+    client.set_terminated(run.info.run_id, "FINISHED")
+    say(f"registered {name}, version {made.version}: {uri}")
+    return str(made.version)
+
+
+def _known(client: MlflowClient, name: str) -> bool:
+    return any(model.name == name for model in client.search_registered_models(f"name = '{name}'"))
+
+
+def _experiment(client: MlflowClient, uri: str) -> str:
+    found = client.get_experiment_by_name(_EXPERIMENT)
+    if found is not None:
+        return str(found.experiment_id)
+    beside = Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts"
+    place = beside.as_uri() if uri.startswith("sqlite:") else None  # a server has a place of its own
+    return str(client.create_experiment(_EXPERIMENT, artifact_location=place))
+
+
+@contextmanager
+def _client(uri: str) -> Iterator[MlflowClient]:
+    """MLflow awake, silent, and with its errors in attar's terms."""
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
+    if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).resolve().parent.is_dir():
+        raise InputError(f"{uri}: there is no folder for this database", help="make it first")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from mlflow import MlflowClient
+            from mlflow.exceptions import MlflowException
+
+            if uri.startswith("sqlite:"):
+                import alembic  # noqa: F401
+                import sqlalchemy  # noqa: F401
+        except ImportError as error:
+            help = "pip install 'attar[mlflow]'"
+            raise InputError(f"registering needs MLflow: {error}", help=help) from None
+        for chatty in ("mlflow", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.ERROR)
+        try:
+            yield MlflowClient(tracking_uri=uri, registry_uri=uri)
+        except (MlflowException, OSError) as error:  # an unreachable server is one of these, by the version
+            first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+            raise DeviceError(f"{uri}: MLflow could not do it: {first}\n   help: is the server up?") from None

@@ -1,0 +1,203 @@
+"""An artifact in a container registry: `attar ship DIR --to oci REF`, `attar pull REF DIR`.
+
+One OCI artifact, in the form of CNCF ModelPack (https://github.com/modelpack/model-spec): a file is a layer, stored as
+it is. The layers' names are where the files lie in a run's folder:
+
+    <target>/model.onnx                     application/vnd.cncf.model.weight.v1.raw
+    <target>/reference.npz                  application/vnd.cncf.model.dataset.v1.raw
+    <target>/model.sig                      application/vnd.dev.sigstore.bundle.v0.3+json
+    <target>/manifest.json, SHA256SUMS ...  application/vnd.cncf.model.doc.v1.raw
+    report.html, report.md                  application/vnd.cncf.model.doc.v1.raw
+
+The same files make the same manifest, hence the same digest. `oras pull` fetches it too, and checks less.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline import evidence
+from pipeline.registries.distribution import MANIFEST, Ref, Registry, digest_of, parse
+from pipeline.store import write_atomically
+from targets.artifact import MAX_BYTES
+from targets.errors import Fault, InputError
+
+__all__ = ["ARTIFACT_TYPE", "pull", "push"]
+
+ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
+_CONFIG = "application/vnd.cncf.model.config.v1+json"
+_DOC = "application/vnd.cncf.model.doc.v1.raw"
+_TYPES = {
+    evidence.MODEL: "application/vnd.cncf.model.weight.v1.raw",
+    "reference.npz": "application/vnd.cncf.model.dataset.v1.raw",
+    evidence.SIGNATURE: "application/vnd.dev.sigstore.bundle.v0.3+json",
+}
+_REPORTS = ("report.html", "report.md")
+_TITLE, _PATH = "org.opencontainers.image.title", "org.cncf.model.filepath"
+_NAME = re.compile(r"[^/\\\0\n]{1,200}(/[^/\\\0\n]{1,200})?")
+
+
+def push(folder: Path, ref: str, *, insecure: bool = False, say: Callable[[str], None] = lambda text: None) -> str:
+    """Sends an artifact, its papers and the run's report. A tag that stands for something else is never moved.
+
+    Args:
+        folder: RUN/TARGET.
+        ref: HOST[:PORT]/NAME:TAG.
+        insecure: the registry speaks plain HTTP.
+        say: told what is done.
+
+    Returns:
+        The digest by which it can be fetched: sha256:...
+
+    Raises:
+        InputError: the folder does not hold, the reference is none, the tag is taken, or a login is needed.
+        DeviceError: the registry does not answer, or refuses.
+    """
+    to = _for_push(ref)
+    if faults := evidence.verified(folder, beside=evidence.published(folder)):
+        raise InputError(faults)
+    files = _files(folder)
+    config, manifest = _described(folder, files)
+    digest = digest_of(manifest)
+    registry = Registry(to.host, to.name, insecure)
+    there = registry.manifest(to.tag)
+    if there is not None and there[0] != digest:
+        what = f"{to} stands for something else there: {there[0]}"
+        raise InputError(what, help="give another tag; one that is taken is never moved")
+    if there is None:
+        for data in (*files.values(), config):
+            registry.put_blob(data)
+        registry.put_manifest(to.tag, manifest)
+        there = registry.manifest(to.tag)
+        if there is None or there[0] != digest:
+            raise InputError(f"{to}: another push took this tag meanwhile", help="give another tag")
+        say(f"pushed {len(files)} files, {sum(map(len, files.values())) / 1e6:.3g} MB: {to}@{digest}")
+    else:
+        say(f"it is there already, to the byte: {to}@{digest}")
+    return digest
+
+
+def pull(ref: str, into: Path, *, insecure: bool = False, say: Callable[[str], None] = lambda text: None) -> Path:
+    """Fetches what `push` sent into a new folder, written beside and put in place whole. All digests are checked.
+
+    Args:
+        ref: HOST[:PORT]/NAME:TAG or HOST[:PORT]/NAME@sha256:DIGEST.
+        into: a folder that does not exist, or is empty.
+
+    Returns:
+        The artifact's folder in it: INTO/TARGET.
+
+    Raises:
+        InputError: nothing is there, it is no artifact of attar's, it was tampered with, or `into` is taken.
+        DeviceError: the registry does not answer.
+    """
+    of = parse(ref)
+    if into.exists() and (not into.is_dir() or any(into.iterdir())):
+        raise InputError(Fault("exists already", file=str(into), help="give a new folder"))
+    registry = Registry(of.host, of.name, insecure)
+    found = registry.manifest(of.digest or of.tag)
+    if found is None:
+        raise InputError(f"{of.host} has nothing at {of}", help="is the tag right, or the digest?")
+    layers = _layers(of, found[1])
+    into, partial = into.resolve(), None
+    try:
+        into.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=into.parent, prefix=f".{into.name}."))
+        for name, (digest, size) in layers.items():
+            write_atomically(partial / name, registry.blob(digest, size))
+        target = next(Path(name).parent for name in layers if Path(name).name == evidence.MODEL)
+        if faults := evidence.verified(partial / target):
+            raise InputError(faults)
+        partial.chmod(0o755)
+        partial.replace(into)
+    except OSError as error:
+        raise InputError(Fault(f"cannot be written: {error.strerror}", file=str(into))) from None
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+    say(f"pulled {len(layers)} files of {of.host}/{of.name}@{found[0]}")
+    return into / target
+
+
+def _for_push(ref: str) -> Ref:
+    to = parse(ref)
+    if not to.tag or to.digest:
+        help = "HOST[:PORT]/NAME:TAG; the digest comes of it"
+        raise InputError(f"{ref!r} must have a tag, and no digest, to be pushed to", help=help)
+    return to
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """What is sent, by its name in the run's folder."""
+    target = evidence.manifest(folder)["target"]["name"]
+    files = {f"{target}/{name}": evidence.contents(folder / name) for name in evidence.files(folder)}
+    run = folder.resolve().parent
+    run = run.parent if folder.resolve().name == "not-shipped" else run
+    return files | {name: evidence.contents(run / name) for name in _REPORTS if (run / name).is_file()}
+
+
+def _described(folder: Path, files: dict[str, bytes]) -> tuple[bytes, bytes]:
+    """The configuration and the manifest of an OCI artifact that consists of these files."""
+    about = evidence.manifest(folder)
+    layers = [_descriptor(_TYPES.get(Path(name).name, _DOC), data, name) for name, data in files.items()]
+    config = _json(
+        {
+            "descriptor": {"name": about["recipe"]["name"], "version": about["model"]["sha256"][:12]},
+            "config": {"format": "onnx"},
+            "modelfs": {"type": "layers", "diffIds": [layer["digest"] for layer in layers]},
+        }
+    )
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": ARTIFACT_TYPE,
+        "config": _descriptor(_CONFIG, config),
+        "layers": layers,
+        "annotations": {
+            _TITLE: about["recipe"]["name"],
+            "attar.model.sha256": about["model"]["sha256"],
+            "attar.target": about["target"]["name"],
+            "attar.verdict": about["verdict"],
+            "attar.version": about["attar"],
+        },
+    }
+    return config, _json(manifest)
+
+
+def _descriptor(media_type: str, data: bytes, name: str = "") -> dict[str, Any]:
+    named = {"annotations": {_TITLE: name, _PATH: name}} if name else {}
+    return {"mediaType": media_type, "digest": digest_of(data), "size": len(data), **named}
+
+
+def _layers(of: Ref, text: bytes) -> dict[str, tuple[str, int]]:
+    """Digest and size of each file that a manifest names.
+
+    Raises:
+        InputError: it is no artifact of attar's; a name leads out of the folder, or is there twice.
+    """
+    found: dict[str, tuple[str, int]] = {}
+    try:
+        manifest = json.loads(text)
+        ours = manifest["artifactType"] == ARTIFACT_TYPE and manifest["mediaType"] == MANIFEST
+        for layer in manifest["layers"]:
+            name, digest, size = layer["annotations"][_TITLE], layer["digest"], layer["size"]
+            safe = _NAME.fullmatch(name) and not {".", ".."} & set(name.split("/")) and name not in found
+            fine = re.fullmatch("sha256:[0-9a-f]{64}", digest) and isinstance(size, int) and 0 <= size <= MAX_BYTES
+            ours = ours and bool(safe and fine)
+            found[name] = (digest, size)
+    except (ValueError, LookupError, TypeError):
+        ours = False
+    models = [name for name in found if name.count("/") == 1 and name.endswith(f"/{evidence.MODEL}")]
+    if not ours or len(models) != 1:
+        raise InputError(f"{of} is no artifact that attar pushed", help="`attar ship DIR --to oci REF` makes one")
+    return found
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

@@ -1,0 +1,100 @@
+"""The bill of materials, judged by CycloneDX's own validator."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+from papers import attar
+
+from pipeline import bom, evidence
+from targets.errors import InputError
+
+
+@pytest.fixture
+def artifact(finished, tmp_path):
+    return shutil.copytree(finished[0] / "runs/tiny/quick", tmp_path / "quick")
+
+
+def complaint(text):
+    pytest.importorskip("cyclonedx", reason="pip install 'cyclonedx-python-lib[validation]'")
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    return JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
+
+
+def test_it_is_valid_and_a_stray_key_would_not_be(artifact):
+    text = bom.of_folder(artifact)
+    assert complaint(text) is None
+    spoiled = json.loads(text)
+    spoiled["metadata"]["component"]["modelCard"]["speed"] = "high"
+    assert complaint(json.dumps(spoiled)) is not None
+
+
+def test_it_says_what_the_manifest_says(artifact):
+    found, manifest = json.loads(bom.of_folder(artifact)), evidence.manifest(artifact)
+    model = found["metadata"]["component"]
+    assert model["type"] == "machine-learning-model"
+    assert model["hashes"] == [
+        {"alg": "SHA-256", "content": hashlib.sha256((artifact / "model.onnx").read_bytes()).hexdigest()}
+    ]
+    card = model["modelCard"]
+    assert card["modelParameters"]["task"] == "classification"
+    (data,) = card["modelParameters"]["datasets"]
+    assert {"name": "attar:sha256", "value": manifest["data"]["digest"]} in data["contents"]["properties"]
+    assert card["modelParameters"]["inputs"] == [{"format": "input: float32 (batch, 1, 8, 8)"}]
+    metrics = {(m["type"], m["slice"]): m for m in card["quantitativeAnalysis"]["performanceMetrics"]}
+    accuracy = manifest["test"]["accuracy"]
+    assert metrics["accuracy", "test split"]["value"] == str(accuracy["value"])
+    assert metrics["accuracy", "test split"]["confidenceInterval"]["lowerBound"] == str(accuracy["low"])
+    assert ("accuracy", "validation split") in metrics
+    assert ("latency_p50_ms", "target quick") in metrics
+    assert any("estimated, not measured: energy_mj" in text for text in card["considerations"]["technicalLimitations"])
+    assert len(card["considerations"]["performanceTradeoffs"]) == len(manifest["checks"])
+    properties = {p["name"]: p["value"] for p in model["properties"]}
+    digest = hashlib.sha256((artifact / "manifest.json").read_bytes()).hexdigest()
+    assert properties["attar:file:manifest.json:sha256"] == digest
+    assert properties["attar:verdict"] == "met"
+    baseline = model["pedigree"]["ancestors"][1]
+    assert baseline["hashes"][0]["content"] == manifest["baseline"]["sha256"]
+    assert any(one["purl"].startswith("pkg:pypi/onnxruntime@") for one in found["components"])
+    assert not any(one["version"] == "absent" for one in found["components"])
+
+
+def test_a_missed_verdict_is_the_first_limitation(artifact):
+    manifest = evidence.manifest(artifact) | {"verdict": "missed"}
+    check = manifest["checks"][0] | {"value": None, "low": None, "high": None, "verdict": "inconclusive"}
+    found = bom.of_manifest(manifest | {"checks": [check]}, "0" * 64)
+    assert complaint(json.dumps(found)) is None
+    considerations = found["metadata"]["component"]["modelCard"]["considerations"]
+    assert considerations["technicalLimitations"][0].startswith("the verdict is missed")
+    assert considerations["performanceTradeoffs"][0].endswith("found nothing: inconclusive")
+
+
+def test_the_same_manifest_makes_the_same_bytes_and_another_one_another_serial_number(artifact):
+    first = bom.of_folder(artifact)
+    assert bom.of_folder(artifact) == first
+    assert "timestamp" not in first
+    path = artifact / "manifest.json"
+    path.write_text(path.read_text() + " ")
+    assert json.loads(bom.of_folder(artifact))["serialNumber"] != json.loads(first)["serialNumber"]
+
+
+def test_the_command_writes_it_beside_the_folder(artifact, tmp_path):
+    code, _, err = attar("bom", artifact, "-o", tmp_path / "quick.cdx.json")
+    assert code == 0, err
+    assert (tmp_path / "quick.cdx.json").read_text() == bom.of_folder(artifact)
+    assert attar("bom", artifact)[1] == bom.of_folder(artifact)
+    code, _, err = attar("bom", artifact, "-o", artifact / "bom.json")
+    assert code == 2
+    assert "would count as tampering" in err
+    (artifact / "model.onnx").write_bytes(b"")
+    assert attar("bom", artifact)[0] == 1
+
+
+def test_a_manifest_of_another_form_is_unusable_input(artifact):
+    path = artifact / "manifest.json"
+    path.write_text(json.dumps({"version": 1}))
+    with pytest.raises(InputError, match="lacks what a bill of materials says"):
+        bom.of_folder(artifact)

@@ -1,0 +1,103 @@
+"""An artifact as a version of a registered model, in a real database."""
+
+import os
+import shutil
+import socket
+import sys
+
+import pytest
+
+from pipeline import evidence
+from pipeline.registries import mlflow
+from targets.errors import DeviceError, InputError
+
+
+@pytest.fixture
+def artifact(finished, tmp_path):
+    return shutil.copytree(finished[0] / "runs/tiny/quick", tmp_path / "quick")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.slow  # the database alone takes MLflow five seconds
+@pytest.mark.filterwarnings("ignore")  # its own, in threads as well
+def test_a_version_carries_files_metrics_verdict_and_digests(artifact, tmp_path, monkeypatch):
+    pytest.importorskip("mlflow", reason="pip install 'attar[mlflow]'")
+    monkeypatch.chdir(tmp_path)
+    uri, told = f"sqlite:///{tmp_path}/track.db", []
+    assert mlflow.register(artifact, uri, "digits", say=told.append) == "1"
+    assert mlflow.register(artifact, uri, "digits", say=told.append) == "1"
+    assert told == [f"registered digits, version 1: {uri}", "digits has it already: version 1"]
+    from mlflow import MlflowClient
+
+    client, manifest = MlflowClient(uri, uri), evidence.manifest(artifact)
+    version = client.get_model_version("digits", "1")
+    assert version.tags["attar.verdict"] == "met"
+    assert version.tags["attar.file.model_onnx"] == manifest["model"]["sha256"]
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == pytest.approx(mlflow.metrics(manifest))
+    copy = tmp_path / "mlartifacts" / version.run_id / "artifacts/model"
+    assert names(copy) == names(artifact)
+    assert evidence.verified(copy) == ()
+    (artifact / "manifest.json").write_bytes((artifact / "manifest.json").read_bytes() + b" ")
+    (artifact / evidence.SUMS).write_bytes(evidence.sums(artifact))
+    assert mlflow.register(artifact, uri, "digits") == "2"
+    assert mlflow.register(artifact, uri) == "1", "under the recipe's name"
+    assert names(tmp_path) == ["mlartifacts", "quick", "track.db"]
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == os.environ["DO_NOT_TRACK"] == "true"
+
+
+def test_metrics_end_with_their_units(artifact):
+    found, manifest = mlflow.metrics(evidence.manifest(artifact)), evidence.manifest(artifact)
+    assert found["latency_p50_ms"] == manifest["measured"]["latency_p50_ms"]["value"]
+    assert found["test/accuracy_percent"] == manifest["test"]["accuracy"]["value"]
+    assert found["test/accuracy_percent/low"] == manifest["test"]["accuracy"]["low"]
+    assert found["accuracy_percent"] == manifest["measured"]["accuracy"]["value"]
+
+
+def test_every_digest_is_a_tag(artifact):
+    found = mlflow.tags(artifact, evidence.manifest(artifact))
+    names = {f"attar.file.{name.replace('.', '_')}" for name in (*evidence.listed(artifact), "manifest.json")}
+    assert names <= set(found)
+    assert {"attar.verdict", "attar.recipe.sha256", "attar.data.sha256"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("uri", "name", "what"),
+    [
+        ("somewhere", "", "'somewhere' is no place of MLflow's"),
+        ("file:///tmp/mlruns", "", "is no place of MLflow's"),
+        ("http://127.0.0.1:9", "a/b", "'a/b' cannot be the name of a registered model"),
+        ("http://127.0.0.1:9", "it's", "cannot be the name"),
+        ("sqlite:////nowhere/at/all.db", "", "there is no folder for this database"),
+    ],
+)
+def test_an_address_or_a_name_that_will_not_do(artifact, uri, name, what):
+    with pytest.raises(InputError, match=what):
+        mlflow.register(artifact, uri, name)
+
+
+def test_a_folder_that_does_not_hold_is_not_registered(artifact):
+    (artifact / "model.onnx").write_bytes(b"")
+    with pytest.raises(InputError, match="was changed"):
+        mlflow.register(artifact, "http://127.0.0.1:9")
+
+
+def test_without_the_extra_it_is_named(artifact, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(InputError, match=r"pip install 'attar\[mlflow\]'"):
+        mlflow.register(artifact, "http://127.0.0.1:9")
+
+
+@pytest.mark.slow  # MLflow takes two seconds to wake
+@pytest.mark.filterwarnings("ignore")
+def test_a_server_that_is_not_up(artifact):
+    pytest.importorskip("mlflow", reason="pip install 'attar[mlflow]'")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    with pytest.raises(DeviceError, match="is the server up"):
+        mlflow.register(artifact, f"http://127.0.0.1:{port}")

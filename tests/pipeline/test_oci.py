@@ -1,0 +1,300 @@
+"""An artifact through a container registry: Debian's docker-registry runs for the tests marked `server`."""
+
+import http.server
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+from papers import attar, key_pair
+
+from pipeline import evidence
+from pipeline.registries import distribution, oci
+from targets.errors import DeviceError, InputError
+
+# user "ann", password "secret"; bcrypt, the one form that the registry takes
+HTPASSWD = "ann:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
+
+
+@pytest.fixture
+def artifact(finished, tmp_path):
+    """A real run's artifact with the run's report above it."""
+    shutil.copytree(finished[0] / "runs/tiny", tmp_path / "tiny")
+    return tmp_path / "tiny/quick"
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextmanager
+def running(folder, auth=None):
+    """The registry, with an empty store in `folder`; yields its address."""
+    program = shutil.which("docker-registry")
+    if program is None:
+        pytest.fail("docker-registry is not installed: apt-get install -y docker-registry")
+    folder.mkdir()
+    host = f"127.0.0.1:{free_port()}"
+    config = {
+        "version": 0.1,
+        "log": {"level": "error", "accesslog": {"disabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(folder / "store")}},
+        "http": {"addr": host},
+        **({"auth": auth} if auth else {}),
+    }
+    (folder / "config.yml").write_text(json.dumps(config))  # JSON is YAML
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen([program, "serve", folder / "config.yml"], stdout=log, stderr=log)
+        try:
+            for _ in range(300):
+                with socket.socket() as one:
+                    if one.connect_ex(("127.0.0.1", int(host.partition(":")[2]))) == 0:
+                        break
+                assert server.poll() is None, (folder / "log").read_text()
+                time.sleep(0.1)
+            yield host
+        finally:
+            server.kill()
+            server.wait()
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("registry") / "open"
+    with running(folder) as host:
+        yield host, folder / "store"
+
+
+@contextmanager
+def tokens(token):
+    """A server that hands out one token, and keeps what it was asked."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers.get("Authorization")))
+            text = json.dumps({"token": token}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *words):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/token", asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def same(one, other):
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in files)
+
+
+@pytest.mark.server
+def test_pushed_and_pulled_by_tag_and_by_digest_it_is_the_same(registry, artifact, tmp_path):
+    host, _ = registry
+    pytest.importorskip("model_signing", reason="pip install 'attar[sign]'")
+    from pipeline.signing import sign
+
+    private, public = key_pair(tmp_path, "key")
+    sign(artifact, private)
+    told = []
+    digest = oci.push(artifact, f"{host}/models/tiny:v1", insecure=True, say=told.append)
+    assert told[0].endswith(f"{host}/models/tiny:v1@{digest}")
+    assert oci.push(artifact, f"{host}/models/tiny:v1", insecure=True, say=told.append) == digest
+    assert told[1].startswith("it is there already")
+    for n, ref in enumerate((f"{host}/models/tiny:v1", f"{host}/models/tiny@{digest}")):
+        found = oci.pull(ref, tmp_path / f"pulled{n}", insecure=True)
+        assert found == tmp_path / f"pulled{n}/quick"
+        assert same(artifact, found)
+        assert (tmp_path / f"pulled{n}/report.html").read_bytes() == (artifact.parent / "report.html").read_bytes()
+    code, _, err = attar("pull", f"{host}/models/tiny:v1", tmp_path / "command", "--insecure")
+    assert code == 0, err
+    assert attar("verify", tmp_path / "command/quick", "--key", public)[0] == 0
+    assert not list(tmp_path.glob(".*")), "nothing is left beside"
+
+
+@pytest.mark.server
+def test_what_lies_in_the_registry_has_the_media_types_of_a_model(registry, artifact):
+    host, _ = registry
+    digest = oci.push(artifact, f"{host}/models/types:v1", insecure=True)
+    accept = {"Accept": distribution.MANIFEST}
+    request = urllib.request.Request(f"http://{host}/v2/models/types/manifests/{digest}", headers=accept)
+    with urllib.request.urlopen(request) as answer:
+        assert answer.headers["Content-Type"] == distribution.MANIFEST
+        manifest = json.load(answer)
+    assert manifest["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
+    assert manifest["config"]["mediaType"] == "application/vnd.cncf.model.config.v1+json"
+    types = {layer["annotations"]["org.opencontainers.image.title"]: layer["mediaType"] for layer in manifest["layers"]}
+    assert types["quick/model.onnx"] == "application/vnd.cncf.model.weight.v1.raw"
+    assert types["quick/manifest.json"] == types["report.html"] == "application/vnd.cncf.model.doc.v1.raw"
+    assert manifest["annotations"]["attar.verdict"] == "met"
+    with urllib.request.urlopen(f"http://{host}/v2/models/types/blobs/{manifest['config']['digest']}") as answer:
+        config = json.load(answer)
+    assert config["config"] == {"format": "onnx"}
+    assert config["modelfs"]["diffIds"] == [layer["digest"] for layer in manifest["layers"]]
+
+
+@pytest.mark.server
+def test_a_tag_that_is_taken_is_never_moved(registry, artifact, tmp_path):
+    host, _ = registry
+    digest = oci.push(artifact, f"{host}/models/taken:v1", insecure=True)
+    (artifact.parent / "report.md").write_text("another")
+    with pytest.raises(InputError, match=rf"taken:v1 stands for something else there: {digest}"):
+        oci.push(artifact, f"{host}/models/taken:v1", insecure=True)
+    oci.pull(f"{host}/models/taken:v1", tmp_path / "still", insecure=True)
+    assert (tmp_path / "still/report.md").read_text() != "another"
+    assert oci.push(artifact, f"{host}/models/taken:v2", insecure=True) != digest
+
+
+@pytest.mark.server
+def test_a_byte_changed_in_the_registrys_own_store_is_found(registry, artifact, tmp_path):
+    host, store = registry
+    digest = oci.push(artifact, f"{host}/models/spoiled:v1", insecure=True)
+    model = evidence.listed(artifact)["model.onnx"]
+    blob = next(store.rglob(f"{model}/data"))
+    good = blob.read_bytes()
+    try:
+        blob.write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
+        with pytest.raises(InputError, match=f"what came for sha256:{model} is something else"):
+            oci.pull(f"{host}/models/spoiled:v1", tmp_path / "pulled", insecure=True)
+        blob.write_bytes(good[:-1])
+        with pytest.raises((InputError, DeviceError)):
+            oci.pull(f"{host}/models/spoiled:v1", tmp_path / "pulled", insecure=True)
+    finally:
+        blob.write_bytes(good)
+    manifest = next(store.rglob(f"{digest.removeprefix('sha256:')}/data"))
+    manifest.write_bytes(manifest.read_bytes().replace(b'"attar.verdict":"met"', b'"attar.verdict":"MET"'))
+    for ref in ("spoiled:v1", f"spoiled@{digest}"):
+        with pytest.raises((InputError, DeviceError)):  # the registry notices as well, in some versions
+            oci.pull(f"{host}/models/{ref}", tmp_path / "pulled", insecure=True)
+    assert not (tmp_path / "pulled").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.server
+def test_what_is_not_there_or_not_ours_is_named(registry, tmp_path):
+    host, _ = registry
+    with pytest.raises(InputError, match=r"has nothing at .*nothing:v9"):
+        oci.pull(f"{host}/models/nothing:v9", tmp_path / "pulled", insecure=True)
+    image = distribution.Registry(host, "models/image", insecure=True)
+    image.put_blob(b"{}")
+    layer = {
+        "mediaType": "application/vnd.oci.image.config.v1+json",
+        "digest": distribution.digest_of(b"{}"),
+        "size": 2,
+    }
+    image.put_manifest(
+        "v1",
+        json.dumps(
+            {"schemaVersion": 2, "mediaType": distribution.MANIFEST, "config": layer, "layers": [layer]}
+        ).encode(),
+    )
+    with pytest.raises(InputError, match="is no artifact that attar pushed"):
+        oci.pull(f"{host}/models/image:v1", tmp_path / "pulled", insecure=True)
+    with pytest.raises(DeviceError, match="speaks plain HTTP: --insecure"):
+        oci.pull(f"{host}/models/image:v1", tmp_path / "pulled")
+
+
+@pytest.mark.server
+def test_a_login_is_asked_for_and_given(artifact, tmp_path, monkeypatch):
+    (tmp_path / "htpasswd").write_text(HTPASSWD)
+    with running(tmp_path / "closed", {"htpasswd": {"realm": "r", "path": str(tmp_path / "htpasswd")}}) as host:
+        ref = f"{host}/models/tiny:v1"
+        with pytest.raises(InputError, match=r"without a login do this \(401") as caught:
+            oci.push(artifact, ref, insecure=True)
+        assert f"set {distribution.USER} and {distribution.PASSWORD}" in str(caught.value)
+        monkeypatch.setenv(distribution.USER, "ann")
+        monkeypatch.setenv(distribution.PASSWORD, "wrong")
+        with pytest.raises(InputError, match="the user 'ann' may not do this"):
+            oci.push(artifact, ref, insecure=True)
+        monkeypatch.setenv(distribution.PASSWORD, "secret")
+        oci.push(artifact, ref, insecure=True)
+        assert same(artifact, oci.pull(ref, tmp_path / "pulled", insecure=True))
+
+
+@pytest.mark.server
+def test_a_registry_that_takes_tokens_gets_one(artifact, tmp_path, monkeypatch):
+    """The registry's auth "silly" asks for a token as large registries do, and takes any."""
+    monkeypatch.setenv(distribution.USER, "ann")
+    monkeypatch.setenv(distribution.PASSWORD, "secret")
+    with (
+        tokens("abc") as (realm, asked),
+        running(tmp_path / "closed", {"silly": {"realm": realm, "service": "here"}}) as host,
+    ):
+        ref = f"{host}/models/tiny:v1"
+        oci.push(artifact, ref, insecure=True)
+        assert same(artifact, oci.pull(ref, tmp_path / "pulled", insecure=True))
+    assert all(given == "Basic YW5uOnNlY3JldA==" for _, given in asked)
+    assert asked[0][0].startswith("/token?service=here&scope=")
+
+
+def test_a_registry_that_is_not_up_is_told_and_nothing_is_left(artifact, tmp_path):
+    host = f"127.0.0.1:{free_port()}"
+    with pytest.raises(DeviceError, match=f"{host} does not answer: .*refused"):
+        oci.push(artifact, f"{host}/models/tiny:v1", insecure=True)
+    code, _, err = attar("pull", f"{host}/models/tiny:v1", tmp_path / "pulled", "--insecure")
+    assert code == 3
+    assert "is the registry up" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+NO_REFS = "tiny models/tiny h/Models/tiny:v1 h/m: h/m:v1:v2 h/../m:v1 http://h/m:v1 h/m@sha256:12 h:123456/m:v1 h/m"
+
+
+@pytest.mark.parametrize("ref", NO_REFS.split())
+def test_what_is_no_reference_is_refused(ref):
+    with pytest.raises(InputError, match="must look like HOST"):
+        distribution.parse(ref)
+
+
+def test_references_are_read():
+    digest = f"sha256:{'a' * 64}"
+    assert distribution.parse("h.example:5000/a/b-c_d.e:v1") == distribution.Ref("h.example:5000", "a/b-c_d.e", "v1")
+    assert distribution.parse(f"oci://localhost/m@{digest}") == distribution.Ref("localhost", "m", "", digest)
+    assert str(distribution.parse(f"[::1]:5000/m:v1@{digest}")) == f"[::1]:5000/m:v1@{digest}"
+    with pytest.raises(InputError, match="must have a tag, and no digest"):
+        oci.push(None, f"localhost/m@{digest}")
+
+
+def test_a_folder_that_does_not_hold_is_not_pushed(artifact):
+    (artifact / "model.onnx").write_bytes(b"")
+    with pytest.raises(InputError, match=r"model\.onnx: was changed"):
+        oci.push(artifact, "127.0.0.1:9/models/tiny:v1", insecure=True)
+
+
+def test_a_folder_with_something_in_it_is_not_pulled_into(tmp_path):
+    (tmp_path / "mine").write_text("")
+    for into in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(InputError, match="exists already"):
+            oci.pull("127.0.0.1:9/models/tiny:v1", into, insecure=True)
+
+
+ELSEWHERE = ["../model.onnx", "/model.onnx", "a/b/model.onnx", "./x", "a\\model.onnx", "quick/model.onnx", "..", ""]
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_name_that_leads_elsewhere_is_refused(name):
+    layers = [
+        {"digest": f"sha256:{'0' * 64}", "size": 1, "annotations": {"org.opencontainers.image.title": title}}
+        for title in ("quick/model.onnx", name)
+    ]
+    manifest = {"artifactType": oci.ARTIFACT_TYPE, "mediaType": distribution.MANIFEST, "layers": layers}
+    of = distribution.parse("h/m:v1")
+    with pytest.raises(InputError, match="is no artifact that attar pushed"):
+        oci._layers(of, json.dumps(manifest).encode())

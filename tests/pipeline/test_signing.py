@@ -1,0 +1,176 @@
+"""Signatures by model-signing: made, verified, and not fooled."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+
+import pytest
+from papers import attar, key_pair, openssl
+
+from pipeline import evidence, signing
+from targets.errors import InputError
+
+pytest.importorskip("model_signing", reason="pip install 'attar[sign]'")
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    """Keys of every kind, by name."""
+    folder = tmp_path_factory.mktemp("keys")
+    key_pair(folder, "ours")
+    key_pair(folder, "other")
+    key_pair(folder, "p384", curve="P-384")
+    key_pair(folder, "k1", curve="secp256k1")
+    key_pair(folder, "ed", algorithm="ED25519")
+    key_pair(folder, "rsa", algorithm="RSA")
+    key_pair(folder, "locked", cipher=("-aes256", "-pass", "pass:secret"))
+    openssl("pkey", "-in", folder / "ours.pem", "-outform", "DER", "-out", folder / "der.pem")
+    (folder / "text.pem").write_text("no key")
+    return folder
+
+
+@pytest.fixture
+def artifact(finished, tmp_path):
+    return shutil.copytree(finished[0] / "runs/tiny/quick", tmp_path / "quick")
+
+
+@pytest.fixture
+def signed(artifact, keys):
+    signing.sign(artifact, keys / "ours.pem")
+    return artifact
+
+
+def test_signed_then_verified(artifact, keys):
+    code, out, err = attar("sign", artifact, "--key", keys / "ours.pem", "--json")
+    assert code == 0, err
+    assert json.loads(out)["signature"] == "made"
+    code, out, err = attar("verify", artifact, "--key", keys / "ours.pub.pem", "--json")
+    assert (code, json.loads(out)["signature"]) == (0, "valid"), err
+    assert f"signed by {keys / 'ours.pub.pem'}" in err
+    code, out, err = attar("verify", artifact, "--json")
+    assert (code, json.loads(out)["signature"]) == (0, "unchecked")
+    assert "unchecked: give the signer's public key" in err
+
+
+def test_signing_again_replaces_the_signature(signed, keys):
+    signing.sign(signed, keys / "p384.pem")
+    assert signing.unsigned(signed, keys / "p384.pub.pem") == ()
+    (fault,) = signing.unsigned(signed, keys / "ours.pub.pem")
+    assert "was made with another key" in fault.what
+
+
+def test_a_moved_folder_and_a_published_version_stay_signed(signed, keys):
+    version = signed.replace(signed.parent / "1")
+    (version / "model-settings.json").write_text("{}")
+    code, _, err = attar("verify", version, "--key", keys / "ours.pub.pem")
+    assert code == 0, err
+
+
+def test_the_tool_of_model_signing_verifies_ours_and_we_verify_its(signed, keys):
+    def theirs(*words):
+        command = [sys.executable, "-m", "model_signing", *map(str, words)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    signature = signed / evidence.SIGNATURE
+    theirs("verify", "key", signed, "--signature", signature, "--public_key", keys / "ours.pub.pem")
+    signature.unlink()
+    theirs("sign", "key", signed, "--signature", signature, "--private_key", keys / "ours.pem")
+    assert signing.unsigned(signed, keys / "ours.pub.pem") == ()
+
+
+def test_a_flipped_bit_of_the_signature_is_found(signed, keys):
+    path = signed / evidence.SIGNATURE
+    good = path.read_bytes()
+    chance = random.Random(5)
+    ends = [at for at in range(len(good)) if good[at : at + 1] in b'="' or at > len(good) - 160]
+    for at in {*ends, *chance.sample(range(len(good)), 300)}:
+        flipped = bytearray(good)
+        flipped[at] ^= 1 << chance.randrange(8)
+        path.write_bytes(flipped)
+        assert signing.unsigned(signed, keys / "ours.pub.pem"), f"byte {at}"
+    path.write_bytes(good)
+    assert signing.unsigned(signed, keys / "ours.pub.pem") == ()
+
+
+def test_what_was_changed_and_got_new_digests_is_still_found(signed, keys):
+    path = signed / evidence.MANIFEST
+    path.write_text(path.read_text().replace('"seconds"', '"Seconds"') + " ")
+    (signed / evidence.SUMS).write_bytes(evidence.sums(signed))
+    assert evidence.verified(signed) == (), "digests alone do not show it"
+    (fault,) = signing.unsigned(signed, keys / "ours.pub.pem")
+    assert "does not hold" in fault.what
+    code, out, err = attar("verify", signed, "--key", keys / "ours.pub.pem", "--json")
+    assert (code, json.loads(out)["signature"]) == (1, "invalid"), err
+
+
+def test_a_signature_over_some_of_the_files_is_not_enough(artifact, keys):
+    from model_signing import hashing
+    from model_signing import signing as library
+
+    some = hashing.Config().set_ignored_paths(paths=["model.onnx", evidence.SIGNATURE])
+    config = library.Config().use_elliptic_key_signer(private_key=keys / "ours.pem").set_hashing_config(some)
+    config.sign(artifact, artifact / evidence.SIGNATURE)
+    (fault,) = signing.unsigned(artifact, keys / "ours.pub.pem")
+    assert (fault.file, fault.what) == (str(artifact / "model.onnx"), "is not covered by the signature")
+
+
+def test_verifying_by_key_wants_a_signature(artifact, keys):
+    code, _, err = attar("verify", artifact, "--key", keys / "ours.pub.pem")
+    assert code == 1
+    assert "model.sig: is missing: nobody signed this folder" in err
+
+
+def test_what_does_not_hold_is_not_signed(artifact, keys):
+    (artifact / "measurements.json").write_text("{}")
+    code, _, err = attar("sign", artifact, "--key", keys / "ours.pem")
+    assert code == 1
+    assert "measurements.json: was changed" in err
+    assert not (artifact / evidence.SIGNATURE).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("none.pem", "cannot be read: No such file"),
+        ("ours.pub.pem", "is a public key; signing takes the private one"),
+        ("text.pem", "holds no private key in PEM form"),
+        ("der.pem", "holds no private key in PEM form"),
+        ("locked.pem", "is encrypted\n.*openssl pkey -in .*locked.pem"),
+        ("ed.pem", "is a key of kind Ed25519; model-signing takes ECDSA"),
+        ("rsa.pem", "is a key of kind RSA"),
+        ("k1.pem", "is on the curve secp256k1"),
+    ],
+)
+def test_a_key_that_cannot_sign_is_named_with_the_way_to_one_that_can(artifact, keys, name, what):
+    with pytest.raises(InputError, match=what) as caught:
+        signing.sign(artifact, keys / name)
+    assert "openssl " in str(caught.value)
+    assert len(caught.value.faults) == 1
+    assert attar("sign", artifact, "--key", keys / name)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("none.pem", "cannot be read: No such file"),
+        ("ours.pem", "is a private key; verifying takes the public one"),
+        ("text.pem", "holds no public key in PEM form"),
+        ("ed.pub.pem", "is a key of kind Ed25519"),
+        ("rsa.pub.pem", "is a key of kind RSA"),
+    ],
+)
+def test_a_key_that_cannot_verify_is_named(signed, keys, name, what):
+    with pytest.raises(InputError, match=what):
+        signing.unsigned(signed, keys / name)
+    assert attar("verify", signed, "--key", keys / name)[0] == 2
+
+
+def test_without_the_extra_digests_are_verified_and_signatures_name_it(artifact, keys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    assert attar("verify", artifact)[0] == 0
+    for command, key in (("sign", "ours.pem"), ("verify", "ours.pub.pem")):
+        code, _, err = attar(command, artifact, "--key", keys / key)
+        assert code == 2
+        assert "pip install 'attar[sign]'" in err
