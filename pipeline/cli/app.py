@@ -13,10 +13,13 @@ import typer
 
 from pipeline.cli import interruption
 from pipeline.cli.about import doctor, schema
+from pipeline.cli.endpoint import probe
+from pipeline.cli.evidence import bom, pull, sign, verify
 from pipeline.cli.profile import profile
 from pipeline.cli.recipes import check, new, plan, run
 from pipeline.cli.search import search
 from pipeline.cli.shared import tell
+from pipeline.cli.ship import ship
 from pipeline.cli.stages import stages_app
 from pipeline.cli.targets import targets_app
 from pipeline.cli.validate import validate
@@ -30,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # rich takes longer to wake than everything else that --help needs
 )
-for command in (check, plan, run, search, profile, validate, new, doctor, schema):
+for command in (check, plan, run, search, profile, validate, ship, probe, sign, verify, pull, bom, new, doctor, schema):
     app.command()(command)
 app.add_typer(targets_app, name="targets", invoke_without_command=True)
 app.add_typer(stages_app, name="stages", invoke_without_command=True)

@@ -1,0 +1,227 @@
+"""Brings a judged artifact to a server: `attar ship`.
+
+    artifact folder -> Shipment -> a model that the server's version takes -> Layout -> published in DEST
+
+What does not meet its budget stays, unless it is named. With `load` a Triton has the new version served once it is
+proven there: see `pipeline.takeover`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from pipeline import evidence, reference
+from pipeline.takeover import proven
+from targets import artifact
+from targets.budget import Verdict, worst
+from targets.documents import Frozen
+from targets.errors import Fault, InputError, nearest
+from targets.servers import SERVERS, client
+from targets.servers.control import Control
+from targets.servers.disk import HIDDEN
+from targets.servers.publish import publish
+from targets.servers.shipment import Layout, Options, Shipment
+from targets.servers.versions import fitted
+from targets.target import Target
+
+__all__ = ["Shipped", "ship", "shipment"]
+
+
+class Shipped(Frozen):
+    """What was shipped, and where it lies.
+
+    Attributes:
+        sha256: of the model that was published; another than the artifact's where it was converted for the server.
+        proven: what the server answered to the golden sample, in words; empty where it was not asked.
+        replaced: the version that served before, if one did.
+    """
+
+    version: Literal[1] = 1
+    server: str
+    name: str
+    model_version: int
+    folder: str
+    sha256: str
+    verdict: Verdict
+    proven: str = ""
+    loaded: str = Field("", description="the server that serves it now")
+    replaced: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+class _Data(Frozen, extra="ignore"):
+    classes: tuple[str, ...] = ()
+    preprocessing: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Named(Frozen, extra="ignore"):
+    name: str = ""
+
+
+class _Manifest(Frozen, extra="ignore"):
+    """What is needed of a manifest; the rest is left alone."""
+
+    version: Literal[1]
+    verdict: Verdict
+    target: Target
+    data: _Data
+    recipe: _Named
+
+
+def shipment(folder: Path, name: str = "", *, even_if: str = "") -> Shipment:
+    """Reads an artifact that is to leave.
+
+    Args:
+        folder: RUN/TARGET, as `attar run` left it.
+        name: of the model on the server; empty: the recipe's.
+        even_if: the worst verdict that may leave: "inconclusive" or "missed"; empty: only what is met.
+
+    Raises:
+        InputError: no artifact, or one that was changed; its verdict is worse than allowed; the name is none.
+    """
+    if faults := evidence.verified(folder, beside=evidence.published(folder)):
+        raise InputError(faults)
+    manifest = _manifest(folder)
+    _allowed(folder, manifest.verdict, even_if)
+    kept = reference.load(folder / reference.NAME)
+    chosen = name or manifest.recipe.name
+    try:
+        Target(name=chosen)  # the same rule: letters, digits, - _ and .
+    except ValidationError:
+        what = f"{chosen!r} must be letters, digits, - _ and ., a letter or digit first: it names a folder"
+        raise InputError(Fault(what, "--name")) from None
+    papers = {file: evidence.contents(folder / file) for file in evidence.files(folder) if file != evidence.MODEL}
+    return Shipment(
+        name=chosen,
+        model=artifact.load(folder / evidence.MODEL),
+        target=manifest.target,
+        labels=manifest.data.classes,
+        preprocessing=manifest.data.preprocessing,
+        sample=kept.inputs,
+        answers=kept.outputs,
+        papers=papers,
+    )
+
+
+def ship(
+    folder: Path,
+    server: str,
+    dest: Path,
+    *,
+    name: str = "",
+    options: Options | None = None,
+    even_if: str = "",
+    load: str = "",
+    say: Callable[[str], None] = lambda text: None,
+) -> Shipped:
+    """Publishes an artifact for a server, and with `load` has it served once it is proven there.
+
+    Args:
+        folder: RUN/TARGET.
+        server: one of `targets.servers.SERVERS`.
+        dest: the server's model repository.
+        load: http://host:port of a Triton that reads `dest` and was started with --model-control-mode=explicit.
+        say: told what is done.
+
+    Raises:
+        InputError: see `shipment`, the server's layout, and `targets.servers.publish`.
+        DeviceError: with `load`: the server did not answer, refused the model, or answered something else than the
+            artifact did. What was served before is served still.
+    """
+    options = options or Options()
+    if server not in SERVERS:
+        help = nearest(server, [*SERVERS, "oci", "mlflow"], command="attar ship --help")
+        raise InputError(Fault(f"no server is called {server!r}", "--to", help=help))
+    if load and server != "triton":
+        raise InputError(Fault(f"{server} takes no request to load a model", "--load", help="leave --load out"))
+    found = shipment(folder, name, even_if=even_if)
+    verdict = _Manifest.model_validate_json(found.papers[evidence.MANIFEST]).verdict
+    ours = fitted(found, server, options.server_version)
+    ours = _marked(found, ours, server, verdict)
+    layout = _sealed(SERVERS[server](ours, options), ours)
+    layout = replace(layout, shared={**layout.shared, "client.py": client.source(ours, layout)})
+    if load:
+        candidate = replace(ours, name=f"{HIDDEN}candidate-{ours.name}")
+        trial = _sealed(SERVERS[server](candidate, options), candidate)
+        into, words, before = proven(ours, layout, trial, candidate.name, dest, Control(load), say)
+    else:
+        into, words, before = publish(layout, dest, ours.name), "", None
+    return Shipped(
+        server=server,
+        name=ours.name,
+        model_version=int(into.name),
+        folder=str(into),
+        sha256=ours.model.sha256,
+        verdict=verdict,
+        proven=words,
+        loaded=load,
+        replaced=before,
+        notes=tuple(note.replace("DEST", str(dest)) for note in layout.notes),
+    )
+
+
+def _allowed(folder: Path, verdict: Verdict, even_if: str) -> None:
+    known = ("inconclusive", "missed")
+    if even_if and even_if not in known:
+        raise InputError(Fault(f"{even_if!r} must be {' or '.join(known)}", "--even-if"))
+    bound: Verdict = even_if or "met"  # type: ignore[assignment]  # one of `known`
+    if worst((verdict, bound)) != bound:
+        what = f"its verdict is {verdict}, not {bound}"
+        help = f"see why in manifest.json; --even-if {verdict} ships it nevertheless, and its manifest will say so"
+        raise InputError(Fault(what, file=str(folder), help=help))
+
+
+def _manifest(folder: Path) -> _Manifest:
+    path = folder / evidence.MANIFEST
+    try:
+        return _Manifest.model_validate_json(evidence.contents(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        help = "another version of attar made it: run its recipe again with this one (`attar run`)"
+        raise InputError(
+            Fault(f"is no manifest that this attar reads: {first['msg']}", where, str(path), help=help)
+        ) from None
+
+
+def _marked(found: Shipment, ours: Shipment, server: str, verdict: Verdict) -> Shipment:
+    """The manifest says what left otherwise than it was judged, or without having met its budget.
+
+    Digests are written anew then, and a signature, which was given to something else, stays behind.
+    """
+    same = ours.model.sha256 == found.model.sha256
+    if same and verdict == "met":
+        return ours
+    papers = {name: data for name, data in ours.papers.items() if name not in (evidence.SUMS, evidence.SIGNATURE)}
+    manifest = json.loads(papers[evidence.MANIFEST])
+    manifest["shipped_as"] = {"name": ours.name, "server": server, "verdict": verdict}
+    if not same:
+        facts = {**asdict(ours.model), "path": evidence.MODEL}
+        manifest["shipped_as"]["converted_from"] = manifest["model"]
+        manifest |= {"model": facts, "files": {**manifest["files"], evidence.MODEL: ours.model.sha256}}
+    papers[evidence.MANIFEST] = (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in papers.items()}
+    papers[evidence.SUMS] = evidence.render({**digests, evidence.MODEL: ours.model.sha256})
+    return replace(ours, papers=papers)
+
+
+def _sealed(layout: Layout, ours: Shipment) -> Layout:
+    """The layout with files as bytes: what is published is what was checked, whatever happens to the file meanwhile.
+
+    Raises:
+        InputError: the model's file has changed since.
+    """
+    held: Mapping[str, Any] = {
+        name: evidence.contents(content) if isinstance(content, Path) else content
+        for name, content in layout.version.items()
+    }
+    if hashlib.sha256(held[evidence.MODEL]).hexdigest() != ours.model.sha256:
+        raise InputError(Fault("was changed while it was being shipped", file=str(ours.model.path)))
+    return replace(layout, version=held)

@@ -1,0 +1,123 @@
+"""`attar ship` writes a repository for every server, and ships nothing that was changed or did not meet its budget."""
+
+import hashlib
+import json
+import socket
+
+import pytest
+from shipping import artifact_from, attar_ship
+
+from pipeline import evidence
+from pipeline.ship import shipment
+from targets.errors import InputError
+from targets.servers import SERVERS
+
+
+@pytest.fixture(scope="module")
+def met(finished, tmp_path_factory):
+    return artifact_from(finished[0], tmp_path_factory.mktemp("met") / "quick")
+
+
+@pytest.fixture(scope="module")
+def missed(finished, tmp_path_factory):
+    return artifact_from(finished[0], tmp_path_factory.mktemp("missed") / "quick", verdict="missed")
+
+
+def test_a_shipment_holds_all_that_a_server_wants_to_know(met):
+    found = shipment(met)
+    assert (found.name, found.target.name) == ("tiny", "quick")
+    assert found.model.sha256 == hashlib.sha256((met / "model.onnx").read_bytes()).hexdigest()
+    assert found.sample.shape[1:] == (1, 8, 8)
+    assert found.answers.shape == (len(found.sample), 4)
+    assert found.preprocessing["mean"] == [0.5]
+    assert {*found.papers} == {path.name for path in met.iterdir()} - {"model.onnx"}
+    assert shipment(met, "other").name == "other"
+    with pytest.raises(InputError, match="'a/b' must be letters, digits"):
+        shipment(met, "a/b")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_each_server_gets_versions_that_still_hold(met, tmp_path, server):
+    dest = tmp_path / "models"
+    for version in (1, 2):
+        code, out, err = attar_ship(met, dest, "--to", server, "--json")
+        assert code == 0, err
+        found = json.loads(out)
+        assert (found["server"], found["name"], found["model_version"]) == (server, "tiny", version)
+        assert found["folder"] == str(dest / "tiny" / str(version))
+        assert f"tiny version {version} lies in {dest}" in err
+        assert "next: attar probe" in err
+        assert "DEST" not in err
+        folder = dest / "tiny" / str(version)
+        assert hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest() == found["sha256"]
+        if found["sha256"] == shipment(met).model.sha256:  # else: converted, for the Triton that KServe brings
+            assert (folder / "manifest.json").read_bytes() == (met / "manifest.json").read_bytes()
+        assert evidence.verified(folder, beside=True) == ()
+
+
+def test_what_did_not_meet_its_budget_stays_unless_it_is_named(missed, tmp_path):
+    dest = tmp_path / "models"
+    code, _, err = attar_ship(missed, dest, "--to", "triton")
+    assert (code, "its verdict is missed, not met" in err) == (2, True), err
+    assert "--even-if missed" in err
+    code, _, err = attar_ship(missed, dest, "--to", "triton", "--even-if", "inconclusive")
+    assert (code, "its verdict is missed, not inconclusive" in err) == (2, True), err
+    code, _, err = attar_ship(missed, dest, "--to", "triton", "--even-if", "fine")
+    assert (code, "'fine' must be inconclusive or missed" in err) == (2, True), err
+    code, _, err = attar_ship(missed, "127.0.0.1:1/tiny:v1", "--to", "oci")
+    assert (code, "its verdict is missed, not met" in err) == (2, True), err
+    assert not dest.exists()
+
+    code, _, err = attar_ship(missed, dest, "--to", "triton", "--even-if", "missed")
+    assert code == 0, err
+    assert "its verdict is missed: its manifest says so" in err
+    found = json.loads((dest / "tiny" / "1" / "manifest.json").read_text(encoding="utf-8"))
+    assert found["shipped_as"] == {"name": "tiny", "server": "triton", "verdict": "missed"}
+    assert evidence.verified(dest / "tiny" / "1", beside=True) == ()
+
+
+def test_a_model_that_was_converted_for_an_old_server_says_where_it_comes_from(met, tmp_path):
+    dest = tmp_path / "models"
+    opset = shipment(met).model.opset
+    code, out, err = attar_ship(met, dest, "--to", "triton", "--server-version", "23.05", "--json")
+    assert code == 0, err
+    before = json.loads((met / "manifest.json").read_text(encoding="utf-8"))["model"]
+    found = json.loads((dest / "tiny" / "1" / "manifest.json").read_text(encoding="utf-8"))
+    assert found["shipped_as"]["converted_from"] == before
+    assert found["model"]["opset"] < opset
+    assert found["model"]["sha256"] == json.loads(out)["sha256"] != before["sha256"]
+    assert evidence.verified(dest / "tiny" / "1", beside=True) == ()
+
+
+def test_what_was_changed_is_not_shipped(finished, tmp_path):
+    folder = artifact_from(finished[0], tmp_path / "quick")
+    with (folder / "measurements.json").open("a") as file:
+        file.write(" ")
+    code, _, err = attar_ship(folder, tmp_path / "models", "--to", "triton")
+    assert (code, "measurements.json: was changed" in err) == (2, True), err
+    assert not (tmp_path / "models").exists()
+    code, _, err = attar_ship(tmp_path, tmp_path / "models", "--to", "triton")
+    assert (code, "holds no artifact" in err) == (2, True), err
+
+
+def test_words_that_fit_nothing_are_told(met, tmp_path):
+    for words, said in (
+        (("--to", "tritn"), "did you mean 'triton'?"),
+        (("--to", "mlserver", "--load", "http://127.0.0.1:1"), "--load: mlserver takes no request to load a model"),
+        (("--to", "mlflow", "--load", "http://127.0.0.1:1"), "--load: mlflow is no server"),
+        (("--to", "triton", "--load", "127.0.0.1:8000"), "must begin with http://"),
+        (("--to", "triton", "--name", "../up"), "--name: '../up' must be letters"),
+        ((), "--to"),
+    ):
+        code, _, err = attar_ship(met, tmp_path / "models", *words)
+        assert (code, said in err) == (2, True), (words, err)
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_server_that_is_down_or_no_triton_is_told_before_anything_is_written(met, tmp_path):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        code, _, err = attar_ship(met, tmp_path / "models", "--to", "triton", "--load", url)
+    assert (code, "nothing listens there" in err) == (3, True), err
+    assert not (tmp_path / "models").exists()
