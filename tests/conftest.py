@@ -9,8 +9,9 @@ from tiny_run import attar_process, write_tiny
 # Networks this small wait for a second thread longer than they work. Read when torch wakes, here and in processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Tests that were started in the background ignore Ctrl-C, and the processes that they start would inherit that.
+# Tests that were started in the background, or by nohup, ignore these, and the processes that they start would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
