@@ -73,10 +73,11 @@ class Derived:
             del made.graph.value_info[:]
             made = onnx.shape_inference.infer_shapes(made, strict_mode=True)
             given = graph.predict(graph.session(made), examples)
-        except (KeyError, ValueError, StageError, onnx.shape_inference.InferenceError):
+            with torch.no_grad():
+                wanted = operate(deepcopy(self.module), surgery)(torch.from_numpy(examples)).numpy()
+        # A network of the user's raises whatever it likes where its shapes no longer fit; an export will tell.
+        except (KeyError, ValueError, RuntimeError, StageError, onnx.shape_inference.InferenceError):
             return None
-        with torch.no_grad():
-            wanted = operate(deepcopy(self.module), surgery)(torch.from_numpy(examples)).numpy()
         if given.shape != wanted.shape or not np.isfinite(wanted).all():
             return None
         return made if np.abs(given - wanted).max() <= _ALIKE * np.abs(wanted).max() else None
@@ -134,8 +135,9 @@ def _ends(program: ExportedProgram, top: GraphProto) -> Iterator[tuple[str, tupl
         for path, _ in (node.meta.get("nn_module_stack") or {}).values():
             inner.setdefault(path, set()).add(node)
     for path, nodes in inner.items():
-        enter = {other.name for node in nodes for other in node.all_input_nodes if other not in nodes} - weights
-        leave = {node for node in nodes if any(user not in nodes for user in node.users)}
+        others = {other for node in nodes for other in node.all_input_nodes if other not in nodes}
+        enter = {node.name for node in others if _is_tensor(node)} - weights
+        leave = {node for node in nodes if _is_tensor(node) and any(user not in nodes for user in node.users)}
         if len(enter) == len(leave) == 1:
             came, went = enter.pop(), leave.pop()
             while (
@@ -145,12 +147,21 @@ def _ends(program: ExportedProgram, top: GraphProto) -> Iterator[tuple[str, tupl
             yield path, (names.get(came, came), went.name)
 
 
+def _is_tensor(node: Any) -> bool:
+    """Not a size, say."""
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
 def _flatten_any(top: GraphProto) -> None:
     """Where each example becomes one row, (-1, n), in place: its length need not be said."""
     sizes = {t.name: t for t in top.initializer if t.data_type == TensorProto.INT64 and list(t.dims) == [2]}
+    first = {v.name: v.type.tensor_type.shape.dim[:1] for v in (*top.input, *top.value_info, *top.output)}
+    batch = first[top.input[0].name]
     for node in top.node:
         tensor = sizes.get(node.input[1]) if node.op_type == "Reshape" else None
-        if tensor is not None and numpy_helper.to_array(tensor)[0] == -1:
+        ends = (node.input[0], node.output[0])
+        # Windows or heads may be folded into the first axis: (-1, n) is another matter then.
+        if tensor is not None and numpy_helper.to_array(tensor)[0] == -1 and all(first.get(v) == batch for v in ends):
             del node.attribute[:]  # allowzero: a 0 would be a length
             tensor.CopyFrom(numpy_helper.from_array(np.array([0, -1], np.int64), tensor.name))
 
@@ -160,19 +171,22 @@ def _bypass(top: GraphProto, surgery: Sequence[Surgery], ends: Mapping[str, tupl
 
     Raises:
         KeyError: it is not known what enters and leaves a block.
-        ValueError: what gives zeros is not read by sums alone.
+        ValueError: nobody reads a block, or what gives zeros is not read by sums alone.
     """
     instead: dict[str, str] = {}
-    for cut in surgery:
+    for cut in (cut for cut in surgery if cut.kind in ("identity", "zero")):
+        enter, leave = ends[cut.module]
+        readers = [node for node in top.node if leave in node.input]
+        if not readers:
+            raise ValueError
         if cut.kind == "identity":
-            enter, leave = ends[cut.module]
             instead[leave] = enter
-        elif cut.kind == "zero":
-            _, leave = ends[cut.module]
-            for node in [node for node in top.node if leave in node.input]:
-                if node.op_type != "Add":
-                    raise ValueError
-                instead[node.output[0]] = next(name for name in node.input if name != leave)
+            continue
+        for node in readers:
+            others = [name for name in node.input if name != leave]
+            if node.op_type != "Add" or len(others) != 1:
+                raise ValueError
+            instead[node.output[0]] = others[0]
     for node in top.node:
         for place, name in enumerate(node.input):
             while name in instead:

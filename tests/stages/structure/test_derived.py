@@ -3,12 +3,12 @@ import pytest
 import torch
 from torch import nn
 
-from stages import graph
 from stages.base import Signature, Surgery
 from stages.structure.anatomy import Shape, dissect
 from stages.structure.derived import Derived
 from stages.structure.mockup import mockup, whole
 from stages.testing import tiny_mobile, tiny_residual, tiny_tokens
+from tests.stages.structure.nets import build as build_net
 
 
 def inputs(shape=(1, 8, 8)):
@@ -36,10 +36,18 @@ def test_a_graph_that_is_derived_is_the_one_that_an_export_gives(build):
     for shape in (*(Shape(frozenset({block.name})) for block in anatomy.blocks), Shape(widths=half), every):
         found = derived.cut(anatomy.surgery(shape), x)
         assert found is not None, shape
-        graph.predict(graph.session(found), x[:1])
         if shape in (every, Shape(widths=half)):
             wanted = mockup(module, Signature((1, 8, 8), 4), anatomy.surgery(shape), x, 20)
             assert (operators(found), sizes(found)) == (operators(wanted), sizes(wanted))
+
+
+def test_attention_that_folds_tokens_into_the_batch_is_derived_too():
+    module, x = build_net("vit torch")
+    anatomy, x = dissect(module, x), x.numpy()
+    derived = exported(module, x.shape[1:])
+    narrow = Shape(widths={strand.name: strand.channels // 2 for strand in anatomy.strands})
+    for shape in (narrow, *(Shape(frozenset({block.name})) for block in anatomy.blocks)):
+        assert derived.cut(anatomy.surgery(shape), x) is not None, shape
 
 
 def test_the_whole_graph_stays_as_it_was():
