@@ -92,7 +92,10 @@ def ask(place: str, requests: list[bytes], clients: int, seconds: float) -> tupl
         wire.sendall(requests[own[2] % len(requests)])
     left = clients
     while left:
-        for key, _ in picker.select(60):
+        ready = picker.select(60)
+        if not ready:
+            raise RuntimeError("the server did not answer within 60 s")
+        for key, _ in ready:
             wire, own = key.fileobj, state[key.fileobj]
             data = wire.recv(1 << 16)
             own[0] += data

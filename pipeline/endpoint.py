@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import reference
 from pipeline.report import words
 from pipeline.report.endpoint_model import Answers, Probed, added, numbers
 from targets.artifact import Artifact
@@ -61,7 +62,10 @@ class _Client:
     def __call__(self, number: int) -> None:
         at = number % len(self.sample)
         got, known = self.endpoint.infer(self.sample[at : at + 1]), self.known[at : at + 1]
-        if not np.array_equal(got, known) and got.shape == known.shape:
+        if got.shape != known.shape:
+            what = f"answered shape {got.shape} under load, and {known.shape} before"
+            raise DeviceError(str(Fault(what, file=self.endpoint.url, help="see the server's own log")))
+        if not np.array_equal(got, known):
             before = self.worst.get(at, known)
             if not np.abs(got - known).max() <= np.abs(before - known).max():  # true for what is no number, too
                 self.worst[at] = got
@@ -100,7 +104,8 @@ def probe(
         metadata = first.metadata()
         _fits(first.url, metadata, shipment.model)
         if not first.ready():
-            help = f"see the server's log; `curl -i {first.url}/ready`" if "http" in url[:5] else "see the server's log"
+            by_hand = "" if address.scheme == "grpc" else f"; `curl -i {first.url}/ready`"
+            help = f"see the server's log{by_hand}"
             raise DeviceError(str(Fault("is there, and not ready", file=first.url, help=help)))
         say(f"asking {first.url} for the {len(shipment.sample)} answers that lie with the artifact")
         given = np.concatenate([first.infer(shipment.sample[i : i + 1]) for i in range(len(shipment.sample))])
@@ -117,7 +122,12 @@ def _shipment(folder: Path, model: str) -> Shipment:
     found = shipment(folder, model, even_if="missed")
     if not len(found.sample):
         help = "run its recipe with data.reference above 0"
-        raise InputError(Fault("holds no examples to ask with", file=str(folder / "reference.npz"), help=help))
+        raise InputError(Fault("holds no examples to ask with", file=str(folder / reference.NAME), help=help))
+    batch = found.model.inputs[0].shape[0]
+    if isinstance(batch, int) and batch > 1:
+        what = f"has a fixed batch of {batch}, and examples are asked for one at a time"
+        help = "export it again with an open batch: `export: {}` in the recipe, then `attar run`"
+        raise InputError(Fault(what, file=str(found.model.path), help=help))
     return found
 
 

@@ -54,12 +54,13 @@ def render(files: Mapping[str, str]) -> bytes:
     have to escape are refused.
 
     Raises:
-        InputError: a name with a slash, a backslash or a line break.
+        InputError: a name with a slash, a backslash or what cannot be printed; or one with no digest.
     """
-    lines = [f"{digest}  {name}\n" for name, digest in sorted(files.items())]
-    if odd := [name for (name, _), line in zip(sorted(files.items()), lines, strict=True) if not _LINE.fullmatch(line)]:
-        raise InputError(f"{odd[0]!r} cannot be the name of an artifact's file", help="rename it, or take it away")
-    return "".join(lines).encode()
+    lines = {name: f"{digest}  {name}\n" for name, digest in sorted(files.items())}
+    for name, line in lines.items():
+        if not _LINE.fullmatch(line) or not name.isprintable() or name in (".", ".."):
+            raise InputError(f"{name!r} cannot be the name of an artifact's file", help="rename it, or take it away")
+    return "".join(lines.values()).encode()
 
 
 def sums(folder: Path) -> bytes:
@@ -117,6 +118,10 @@ def listed(folder: Path) -> dict[str, str]:
         files = found.get("files")
         if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
             raise InputError(_fault(folder / MANIFEST, "lists no files"))
+        try:
+            render(files)  # the same names as in a list of today: none leads out of the folder
+        except InputError as error:
+            raise InputError(_fault(folder / MANIFEST, f"lists what it cannot: {error.faults[0].what}")) from None
         return dict(files)
     text = contents(path)
     lines = [_LINE.fullmatch(line) for line in text.decode(errors="replace").splitlines(keepends=True)]
@@ -141,8 +146,10 @@ def others(folder: Path) -> tuple[str, ...]:
 
 
 def published(folder: Path) -> bool:
-    """Whether this is a version of a published model: its folder is called by a number, as every server wants it."""
-    return folder.resolve().name.isdecimal()
+    """Whether this is a version of a published model: its folder is called by a number, as every server wants it, and
+    does not lie in a run's, whose targets may be called so as well."""
+    folder = folder.resolve()
+    return folder.name.isdecimal() and not (folder.parent / "recipe.lock").exists()
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -154,7 +161,7 @@ def manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         found = json.loads(contents(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise InputError(_fault(path, "is no manifest: no JSON object"))

@@ -15,10 +15,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, ValidationError
 
 from pipeline import evidence, reference
 from pipeline.takeover import proven
+from stages.data import Preprocessing
 from targets import artifact
 from targets.budget import Verdict, worst
 from targets.documents import Frozen
@@ -58,7 +60,7 @@ class Shipped(Frozen):
 
 class _Data(Frozen, extra="ignore"):
     classes: tuple[str, ...] = ()
-    preprocessing: dict[str, Any] = Field(default_factory=dict)
+    preprocessing: Preprocessing = Field(default_factory=Preprocessing)
 
 
 class _Named(Frozen, extra="ignore"):
@@ -86,6 +88,11 @@ def shipment(folder: Path, name: str = "", *, even_if: str = "") -> Shipment:
     Raises:
         InputError: no artifact, or one that was changed; its verdict is worse than allowed; the name is none.
     """
+    return _judged(folder, name, even_if)[0]
+
+
+def _judged(folder: Path, name: str, even_if: str) -> tuple[Shipment, Verdict]:
+    """See `shipment`; and its verdict."""
     if faults := evidence.verified(folder, beside=evidence.published(folder)):
         raise InputError(faults)
     manifest = _manifest(folder)
@@ -98,16 +105,32 @@ def shipment(folder: Path, name: str = "", *, even_if: str = "") -> Shipment:
         what = f"{chosen!r} must be letters, digits, - _ and ., a letter or digit first: it names a folder"
         raise InputError(Fault(what, "--name")) from None
     papers = {file: evidence.contents(folder / file) for file in evidence.files(folder) if file != evidence.MODEL}
-    return Shipment(
+    model = artifact.load(folder / evidence.MODEL)
+    _of_the_model(folder, kept, model)
+    ours = Shipment(
         name=chosen,
-        model=artifact.load(folder / evidence.MODEL),
+        model=model,
         target=manifest.target,
         labels=manifest.data.classes,
-        preprocessing=manifest.data.preprocessing,
+        preprocessing=manifest.data.preprocessing.model_dump(mode="json", exclude_unset=True),
         sample=kept.inputs,
         answers=kept.outputs,
         papers=papers,
     )
+    return ours, manifest.verdict
+
+
+def _of_the_model(folder: Path, kept: reference.Reference, model: artifact.Artifact) -> None:
+    """Raises InputError where the golden sample is none of this model's inputs, or its answers none of its outputs."""
+    for kind, found, value in (("input", kept.inputs, model.inputs[0]), ("output", kept.outputs, model.outputs[0])):
+        fits = len(found.shape) == len(value.shape) and all(
+            a == b or not isinstance(b, int) for a, b in zip(found.shape[1:], value.shape[1:], strict=True)
+        )
+        if found.dtype != np.float32 or not fits:
+            what = f"holds {kind}s of {found.dtype} {found.shape[1:]} for each example, and the model's are "
+            what += f"float32 ({', '.join(map(str, value.shape[1:]))})"
+            help = "run its recipe again: `attar run`"
+            raise InputError(Fault(what, file=str(folder / reference.NAME), help=help))
 
 
 def ship(
@@ -141,8 +164,7 @@ def ship(
         raise InputError(Fault(f"no server is called {server!r}", "--to", help=help))
     if load and server != "triton":
         raise InputError(Fault(f"{server} takes no request to load a model", "--load", help="leave --load out"))
-    found = shipment(folder, name, even_if=even_if)
-    verdict = _Manifest.model_validate_json(found.papers[evidence.MANIFEST]).verdict
+    found, verdict = _judged(folder, name, even_if)
     ours = fitted(found, server, options.server_version)
     ours = _marked(found, ours, server, verdict)
     layout = _sealed(SERVERS[server](ours, options), ours)
@@ -161,7 +183,7 @@ def ship(
         sha256=ours.model.sha256,
         verdict=verdict,
         proven=words,
-        loaded=load,
+        loaded=load and Control(load).url,
         replaced=before,
         notes=tuple(note.replace("DEST", str(dest)) for note in layout.notes),
     )

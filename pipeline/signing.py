@@ -64,7 +64,11 @@ def sign(folder: Path, key: Path) -> Path:
         every = hashes().use_file_serialization(hashing_algorithm="sha256", allow_symlinks=False)
         every.set_ignored_paths(paths=[evidence.SIGNATURE], ignore_git_paths=False)
         made = Path(aside) / evidence.SIGNATURE
-        signs().use_elliptic_key_signer(private_key=key).set_hashing_config(every).sign(folder, made)
+        try:
+            signs().use_elliptic_key_signer(private_key=key).set_hashing_config(every).sign(folder, made)
+        except (ValueError, OSError) as error:  # what a server's layout added: a link, or what cannot be read
+            help = "a signature covers regular files alone: take what is none out of the folder"
+            raise InputError(Fault(f"cannot be signed: {error}", file=str(folder), help=help)) from None
         try:
             write_atomically(signature, made.read_bytes())
         except OSError as error:
@@ -165,10 +169,13 @@ def _bundle(text: bytes) -> Any:
 
 def _private(path: Path) -> None:
     from_file = _key(path)
-    try:
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+    try:
         key: Any = load_pem_private_key(from_file, None)
+    except UnsupportedAlgorithm as error:
+        raise _other_kind(path, f"of no kind that is known here ({error})") from None
     except TypeError:
         help = f"attar asks for no passphrase; take it off in a safe place: openssl pkey -in {path} -out key.pem"
         raise InputError(Fault("is encrypted", file=str(path), help=help)) from None
@@ -181,10 +188,13 @@ def _private(path: Path) -> None:
 
 def _public(path: Path) -> EllipticCurvePublicKey:
     from_file = _key(path)
-    try:
-        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+    try:
         key: Any = load_pem_public_key(from_file)
+    except UnsupportedAlgorithm as error:
+        raise _other_kind(path, f"of no kind that is known here ({error})") from None
     except ValueError:
         private = b"PRIVATE KEY" in from_file
         what = "is a private key; verifying takes the public one" if private else "holds no public key in PEM form"
@@ -212,13 +222,17 @@ def _check_curve(path: Path, key: Any) -> EllipticCurvePublicKey:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
     if not isinstance(key, EllipticCurvePublicKey):
-        kind = type(key).__name__.strip("_").removesuffix("PublicKey")
-        what = f"is a key of kind {kind}; model-signing takes ECDSA keys (P-256, P-384, P-521)"
-    elif key.curve.name not in _CURVES:
-        what = f"is on the curve {key.curve.name}; model-signing takes P-256, P-384 and P-521"
-    else:
-        return key
-    raise InputError(Fault(what, file=str(path), help=f"a key that will do: {MAKE_KEY}; its public half: {PUBLIC_KEY}"))
+        raise _other_kind(path, f"a key of kind {type(key).__name__.strip('_').removesuffix('PublicKey')}")
+    if key.curve.name not in _CURVES:
+        raise _other_kind(path, f"on the curve {key.curve.name}")
+    return key
+
+
+def _other_kind(path: Path, kind: str) -> InputError:
+    what = f"is {kind}; model-signing takes ECDSA keys (P-256, P-384, P-521)"
+    return InputError(
+        Fault(what, file=str(path), help=f"a key that will do: {MAKE_KEY}; its public half: {PUBLIC_KEY}")
+    )
 
 
 @contextmanager

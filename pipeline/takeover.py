@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from targets.servers.agreement import Agreement, compare, grain_of
 from targets.servers.control import Control
 from targets.servers.disk import alone
 from targets.servers.protocol import connect
-from targets.servers.publish import changes, place, remove, retract
+from targets.servers.publish import Change, changes, newest, place, remove, retract
 from targets.servers.shipment import Layout, Shipment
 
 __all__ = ["proven"]
@@ -57,15 +58,19 @@ def proven(
                 control.unload(hidden)
             remove(dest / hidden)
         undo = changes(layout, dest, ours.name)
-        into = place(layout, dest, ours.name)
+        number = (newest(dest / ours.name) or 0) + 1
+        into = dest / ours.name / str(number)
         try:
+            place(layout, dest, ours.name, number)
             control.load(ours.name)
             found = _prove(ours, layout, control, ours.name, into.name)
         except BaseException as error:  # Ctrl-C, too
-            retract(into, undo)
-            state = _back(ours.name, control, before)
+            if not os.path.lexists(into):  # nothing was published
+                raise
+            state = _undone(into, undo, control, before)
             if isinstance(error, DeviceError):
-                raise DeviceError(f"{error}\n   version {into.name} was taken away again: {state}") from None
+                raise DeviceError(f"{error}\n   {state}") from None
+            say(state)
             raise
     return into, str(found), before
 
@@ -76,16 +81,17 @@ def _prove(ours: Shipment, layout: Layout, control: Control, name: str, version:
     Raises:
         DeviceError: it does not answer, or not as the artifact did where it was judged.
     """
-    step = min(layout.batch or len(ours.sample), len(ours.sample))
-    whole = len(ours.sample) // step * step  # a fixed batch takes no part of one
+    k, fixed = len(ours.sample), ours.model.inputs[0].shape[0]
+    step = fixed if isinstance(fixed, int) else min(layout.batch or k, k)
+    parts = (np.arange(i, i + step) % k for i in range(0, k, step))  # a fixed batch is filled with examples over again
     url = f"{control.url}/v2/models/{name}/versions/{version}"
     help = "the server's processor or runtime is another, or it is at fault: judge it there with `attar validate`"
     try:
         with closing(connect(url)) as endpoint:
-            got = np.concatenate([endpoint.infer(ours.sample[i : i + step]) for i in range(0, whole, step)])
+            got = np.concatenate([endpoint.infer(ours.sample[rows]) for rows in parts])[:k]
     except InputError as error:  # the model was made to be asked so
         raise DeviceError(str(error)) from None
-    wanted = ours.answers[:whole]
+    wanted = ours.answers
     if got.shape != wanted.shape:
         what = f"answered shape {got.shape}, where the artifact gave {wanted.shape}"
         raise DeviceError(str(Fault(what, file=url, help=help)))
@@ -94,6 +100,19 @@ def _prove(ours: Shipment, layout: Layout, control: Control, name: str, version:
         what = f"does not answer as the artifact did where it was judged: {found}"
         raise DeviceError(str(Fault(what, file=url, help=help)))
     return found
+
+
+def _undone(into: Path, undo: tuple[Change, ...], control: Control, before: int | None) -> str:
+    """Takes a version away again and has the one before served; what came of it, in words. A version that cannot be
+    taken away is at least not served: nothing of its model is, for the server would load it again."""
+    name = into.parent.name
+    try:
+        retract(into, undo)
+    except InputError as error:
+        if not os.path.lexists(into):
+            return f"{error}\n   {_back(name, control, before)}"
+        return f"{error}\n   {_back(name, control, None)}"
+    return f"version {into.name} was taken away again: {_back(name, control, before)}"
 
 
 def _back(name: str, control: Control, before: int | None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.shared import AsJson, tell
+from pipeline.cli.shared import AsJson, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -104,7 +104,7 @@ def bom(
         what = "lies in the artifact's folder, where a file that is in no list would count as tampering"
         raise InputError(Fault(what, file=str(output), help="write it beside the folder"))
     write_atomically(output, text.encode())
-    tell(f"written: {output}")
+    say(f"written: {output}")
 
 
 def pull(
@@ -117,8 +117,8 @@ def pull(
     """Fetch an artifact that `attar ship DIR --to oci` pushed, every digest checked."""
     from pipeline.registries import oci
 
-    found = oci.pull(ref, into, insecure=insecure, say=tell)
-    tell(f"pulled: {found}; its digests hold. Where it comes from: attar verify {found} --key PUBLIC_KEY")
+    found = oci.pull(ref, into, insecure=insecure, say=say)
+    say(f"pulled: {found}; its digests hold. Where it comes from: attar verify {found} --key PUBLIC_KEY")
 
 
 def _notes(folder: Path, shipped: bool, broken: bool) -> list[str]:
@@ -128,7 +128,9 @@ def _notes(folder: Path, shipped: bool, broken: bool) -> list[str]:
     if broken:
         return []
     about = evidence.manifest(folder)
-    notes = [f"verdict {about.get('verdict')}, on the target {about.get('target', {}).get('name')}"]
+    target = about.get("target")
+    name = target.get("name") if isinstance(target, dict) else target
+    notes = [f"verdict {about.get('verdict')}, on the target {name}"]
     if "shipped_as" in about:
         notes.append(f"it left otherwise than it was judged: see shipped_as in {evidence.MANIFEST}")
     if not (folder / evidence.SUMS).exists():
@@ -144,12 +146,12 @@ def _show(folder: Path, faults: Iterable[Fault], notes: list[str], as_json: bool
 
     faults = tuple(faults)
     for fault in faults:
-        tell(str(fault))
+        say(str(fault))
     if not faults:
         count = len({*evidence.listed(folder), evidence.MANIFEST})
-        tell(f"{folder}: holds: {count} files have the digests that are written down for them")
+        say(f"{folder}: holds: {count} files have the digests that are written down for them")
     for note in notes:
-        tell(f"  {note}")
+        say(f"  {note}")
     if as_json:
         said: dict[str, Any] = {
             "version": 1,
@@ -162,5 +164,5 @@ def _show(folder: Path, faults: Iterable[Fault], notes: list[str], as_json: bool
         }
         sys.stdout.write(json.dumps(said, indent=1) + "\n")
     if faults:
-        tell(f"{folder}: does not hold")
+        say(f"{folder}: does not hold")
         raise typer.Exit(1)

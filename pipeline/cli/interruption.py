@@ -1,9 +1,10 @@
 """Ctrl-C that is not lost. Raised in the middle of an import, KeyboardInterrupt may be swallowed by the library that is
-being woken: so it is remembered, and raised again when the run next says that something happens."""
+being woken: so it is remembered, and raised again when the program next says something."""
 
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.events import Event
 
-__all__ = ["heeding", "listen"]
+__all__ = ["heed", "heeding", "listen"]
 
 _asked = False
 
@@ -34,6 +35,12 @@ def heeding(listener: Callable[[Event], None]) -> Callable[[Event], None]:
         listener(event)
 
     return told
+
+
+def heed() -> None:
+    """Ends a program that was to end already; not while an error is on its way: what it has to tidy up comes first."""
+    if _asked and sys.exc_info()[0] is None:
+        raise KeyboardInterrupt
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

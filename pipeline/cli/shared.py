@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli import interruption
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pipeline.store import Store
 
-__all__ = ["EXIT_CODES", "AsJson", "RecipePath", "Sets", "console", "overrides", "store", "tell"]
+__all__ = ["EXIT_CODES", "AsJson", "RecipePath", "Sets", "console", "overrides", "say", "store", "tell"]
 
 EXIT_CODES = {"met": 0, "missed": 1, "failed": 3, "inconclusive": 4}
 
@@ -50,6 +52,12 @@ def console(stdout: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=not stdout, highlight=False)
+
+
+def say(text: str) -> None:
+    """As `tell`, in the middle of a command: ends it, where a Ctrl-C was lost before."""
+    interruption.heed()
+    tell(text)
 
 
 def tell(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,13 +61,28 @@ def ship(
     A new version is written beside those that are served and put in place whole; none is ever written over.
     An artifact whose verdict is not met stays, unless --even-if names its verdict.
     """
-    if to in ("oci", "mlflow"):
-        _register(folder, to, dest, name, even_if, load, insecure, as_json)
-        return
-    from pipeline.ship import ship as bring
     from targets.servers.shipment import Options
 
     options = Options(server_version, max_batch, delay_us, instances)
+    registry = to in ("oci", "mlflow")
+    plain = Options()
+    _unused(
+        to,
+        {
+            "--load": registry and bool(load),
+            "--server-version": registry and bool(server_version),
+            "--max-batch": registry and max_batch != plain.max_batch,
+            "--delay-us": registry and delay_us != plain.delay_us,
+            "--instances": registry and instances != plain.instances,
+            "--name": to == "oci" and bool(name),
+            "--insecure": to != "oci" and insecure,
+        },
+    )
+    if registry:
+        _register(folder, to, dest, name, even_if, insecure, as_json)
+        return
+    from pipeline.ship import ship as bring
+
     found = bring(folder, to, Path(dest), name=name, options=options, even_if=even_if, load=load, say=tell)
     _tell(found, folder)
     if as_json:
@@ -86,21 +102,26 @@ def _tell(found: Shipped, folder: Path) -> None:
     tell(f"next: attar probe {url} --artifact {folder}")
 
 
-def _register(
-    folder: Path, to: str, dest: str, name: str, even_if: str, load: str, insecure: bool, as_json: bool
-) -> None:
-    from pipeline.ship import shipment
+def _unused(to: str, given: Mapping[str, bool]) -> None:
+    """Refuses an option that would be ignored without a word."""
     from targets.errors import Fault, InputError
 
-    if load:
-        raise InputError(Fault(f"{to} is no server", "--load", help="leave --load out"))
+    kind = {"oci": "is a registry and no server", "mlflow": "is a registry and no server"}.get(to, "is no OCI registry")
+    faults = [Fault(f"means nothing to {to}, which {kind}", key, help="leave it out") for key in given if given[key]]
+    if faults:
+        raise InputError(faults)
+
+
+def _register(folder: Path, to: str, dest: str, name: str, even_if: str, insecure: bool, as_json: bool) -> None:
+    from pipeline.ship import shipment
+
     shipment(folder, name, even_if=even_if)
     if to == "oci":
         from pipeline.registries.oci import push
 
         digest = push(folder, dest, insecure=insecure, say=tell)
         found = {"version": 1, "to": to, "ref": dest, "digest": digest}
-        tell(f"next: attar pull {dest}")
+        tell(f"next: attar pull {dest} NEWDIR{' --insecure' if insecure else ''}; by digest: ...@{digest}")
     else:
         from pipeline.registries.mlflow import register
 

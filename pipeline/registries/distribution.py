@@ -18,51 +18,22 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from http.client import HTTPException, HTTPMessage
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from targets.errors import DeviceError, InputError
 
-__all__ = ["MANIFEST", "PASSWORD", "USER", "Ref", "Registry", "digest_of", "parse"]
+__all__ = ["MANIFEST", "PASSWORD", "USER", "Registry", "digest_of"]
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 USER, PASSWORD = "ATTAR_REGISTRY_USER", "ATTAR_REGISTRY_PASSWORD"
 MAX_MANIFEST_BYTES = 4 * 2**20
 """What a registry must take at least, by the distribution spec; more is not read."""
 
-_REF = re.compile(
-    r"(?P<host>(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?)/"
-    r"(?P<name>[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*)"
-    r"(?::(?P<tag>[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
-)
-
-
-@dataclass(frozen=True)
-class Ref:
-    """A place in a registry: host[:port]/name[:tag][@sha256:...]."""
-
-    host: str
-    name: str
-    tag: str = ""
-    digest: str = ""
-
-    def __str__(self) -> str:
-        tag, digest = self.tag and f":{self.tag}", self.digest and f"@{self.digest}"
-        return f"{self.host}/{self.name}{tag}{digest}"
-
-
-def parse(text: str) -> Ref:
-    """Reads a reference.
-
-    Raises:
-        InputError: it is none, or has neither tag nor digest.
-    """
-    found = _REF.fullmatch(text.removeprefix("oci://"))
-    if found is None or not (found["tag"] or found["digest"]):
-        what = f"{text!r} must look like HOST[:PORT]/NAME:TAG or HOST[:PORT]/NAME@sha256:DIGEST, the name in lower case"
-        raise InputError(what, help="for example registry.example.org/models/digits:1")
-    return Ref(found["host"], found["name"], found["tag"] or "", found["digest"] or "")
+_UNREACHABLE = (OSError, HTTPException, ValueError, OverflowError)
+"""What asking raises; the last two where an address is none: a host that IDNA refuses, a port that is too high."""
 
 
 def digest_of(data: bytes) -> str:
@@ -95,8 +66,11 @@ class Registry:
         if self.has_blob(digest):
             return
         _, headers = self._must("POST", "blobs/uploads/", b"")
-        place = urljoin(self._url("blobs/uploads/"), headers.get("Location", ""))
-        place += ("&" if urlsplit(place).query else "?") + urlencode({"digest": digest})
+        try:
+            place = urljoin(self._url("blobs/uploads/"), headers.get("Location", ""))
+            place += ("&" if urlsplit(place).query else "?") + urlencode({"digest": digest})
+        except ValueError as error:
+            raise DeviceError(f"{self.host}/{self.name}: the registry names no place to upload to: {error}") from None
         self._must("PUT", place, data, {"Content-Type": "application/octet-stream"})
 
     def blob(self, digest: str, size: int) -> bytes:
@@ -165,13 +139,13 @@ class Registry:
                 return self._send(method, path, data, headers or {}, limit)
             except urllib.error.HTTPError as error:
                 with error:
-                    challenge = error.headers.get("WWW-Authenticate", "")
-                    if error.code == 401 and not again and self._authorize(challenge, writes=data is not None):
+                    asked = error.headers.get_all("WWW-Authenticate", []) if error.code == 401 and not again else []
+                    if any(self._authorize(one, writes=data is not None) for one in asked):
                         continue
                     if error.code == 404 and missing:
                         return None
                     raise self._refused(error) from None
-            except (OSError, HTTPException) as error:
+            except _UNREACHABLE as error:
                 raise self._unreachable(error) from None
         return None  # not reached: the second round returns or raises
 
@@ -186,7 +160,7 @@ class Registry:
             self._authorization and urlsplit(url).netloc == self.host
         ):  # not to where a redirect leads: storage of others
             request.add_unredirected_header("Authorization", self._authorization)
-        with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:  # noqa: S310
+        with _opener().open(request, timeout=self.timeout_s) as answer:
             return answer.read(limit + 1), answer.headers
 
     def _authorize(self, challenge: str, *, writes: bool) -> bool:
@@ -200,20 +174,23 @@ class Registry:
             return False
         asked = dict(re.findall(r'(\w+)="([^"]*)"', rest))
         realm = asked.get("realm", "")
-        if urlsplit(realm).scheme != "https" and not (self.insecure and urlsplit(realm).scheme == "http"):
+        if not realm.lower().startswith(("https://", "http://") if self.insecure else "https://"):
             return False
         scope = asked.get("scope") or f"repository:{self.name}:{'pull,push' if writes else 'pull'}"
-        request = urllib.request.Request(f"{realm}?{urlencode({'service': asked.get('service', ''), 'scope': scope})}")  # noqa: S310
-        if given:
-            request.add_unredirected_header("Authorization", given)
+        question = f"{realm}?{urlencode({'service': asked.get('service', ''), 'scope': scope})}"
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:  # noqa: S310
+            request = urllib.request.Request(question)  # noqa: S310
+            if given:
+                request.add_unredirected_header("Authorization", given)
+            with _opener().open(request, timeout=self.timeout_s) as answer:
                 found = json.loads(answer.read(65536))
                 token = found.get("token") or found.get("access_token")
-        except (OSError, HTTPException, ValueError, AttributeError):
+        except (*_UNREACHABLE, AttributeError, RecursionError):
+            return False
+        if not isinstance(token, str) or not token:
             return False
         self._authorization = f"Bearer {token}"
-        return bool(token)
+        return True
 
     def _refused(self, error: urllib.error.HTTPError) -> InputError | DeviceError:
         if error.code in (401, 403):
@@ -237,6 +214,24 @@ class Registry:
         return DeviceError(f"{self.host} does not answer: {reason or type(error).__name__}\n   help: {help}")
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, as registries send to where blobs are stored, but not from https to anything else."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        if urlsplit(newurl).scheme not in ("https", req.type):
+            raise InputError(
+                f"{req.host} sends on to {newurl.partition('?')[0]}: another protocol than it was asked in"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+@cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_Redirects)
+
+
 _TELL = "do not use it; push it again from where it was made, or tell who runs the registry"
 
 
@@ -250,5 +245,5 @@ def _said(error: urllib.error.HTTPError) -> Iterable[str]:
     try:
         found: Any = json.loads(error.read(65536))
         return [str(one.get("message") or one.get("code"))[:200] for one in found["errors"]]
-    except (ValueError, LookupError, TypeError, AttributeError, OSError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, HTTPException):
         return []

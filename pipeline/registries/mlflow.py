@@ -12,12 +12,13 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline import evidence
+from pipeline.manifest import Manifest, read
 from pipeline.report import words
 from targets.errors import DeviceError, InputError
 
@@ -56,8 +57,11 @@ def register(folder: Path, uri: str, name: str = "", *, say: Callable[[str], Non
         raise InputError(faults)
     if not re.fullmatch(r"(https?://[^/]+.*|sqlite:///.+)", uri):
         raise InputError(f"{uri!r} is no place of MLflow's", help="http://host:port, or sqlite:////absolute/path.db")
-    manifest = evidence.manifest(folder)
-    name = name or manifest["recipe"]["name"]
+    if uri.startswith("http") and "@" in re.split("[/?#]", uri, maxsplit=3)[2]:
+        help = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for this command alone"
+        raise InputError("the address holds a user or a password, which would be printed and kept", help=help)
+    manifest = read(folder)
+    name = name or manifest.recipe.name
     if not re.fullmatch(r"[\w.-]{1,200}", name):
         raise InputError(f"{name!r} cannot be the name of a registered model", help="letters, digits, - _ and .")
     with _client(uri) as client:
@@ -68,28 +72,28 @@ def register(folder: Path, uri: str, name: str = "", *, say: Callable[[str], Non
         return _registered(client, folder, uri, name, manifest, say)
 
 
-def metrics(manifest: Mapping[str, Any]) -> dict[str, float]:
+def metrics(manifest: Manifest) -> dict[str, float]:
     """Measurements by names that end with their unit: "latency_p50_ms", "test/accuracy_percent"; `/low` and `/high`
     are the ends of the interval."""
     found = {}
-    for before, numbers in (("", manifest["measured"]), ("test/", manifest["test"])):
+    for before, numbers in (("", manifest.measured), ("test/", manifest.test)):
         for metric, number in numbers.items():
             name = f"{metric}_percent" if words.unit(metric) == "%" and not metric.endswith("_percent") else metric
-            found[f"{before}{name}"] = number["value"]
-            found[f"{before}{name}/low"], found[f"{before}{name}/high"] = number["low"], number["high"]
+            found[f"{before}{name}"] = number.value
+            found[f"{before}{name}/low"], found[f"{before}{name}/high"] = number.low, number.high
     return found
 
 
-def tags(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+def tags(folder: Path, manifest: Manifest) -> dict[str, str]:
     """Verdict, target and digests of everything."""
     files = {**evidence.listed(folder)}
     files[evidence.MANIFEST] = hashlib.sha256(evidence.contents(folder / evidence.MANIFEST)).hexdigest()
     return {
-        "attar.verdict": manifest["verdict"],
-        "attar.target": manifest["target"]["name"],
-        "attar.version": manifest["attar"],
-        "attar.recipe.sha256": manifest["recipe"]["digest"],
-        "attar.data.sha256": manifest["data"]["digest"],
+        "attar.verdict": manifest.verdict,
+        "attar.target": manifest.target.name,
+        "attar.version": manifest.attar,
+        "attar.recipe.sha256": manifest.recipe.digest,
+        "attar.data.sha256": manifest.data.digest,
         **{f"attar.file.{name.replace('.', '_')}": digest for name, digest in sorted(files.items())},
     }
 
@@ -99,7 +103,7 @@ def _registered(
     folder: Path,
     uri: str,
     name: str,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     say: Callable[[str], None],
 ) -> str:
     from mlflow.entities import Metric
@@ -116,7 +120,8 @@ def _registered(
         source = f"{run.info.artifact_uri}/model"
         made = client.create_model_version(name, source, run.info.run_id, tags=about, await_creation_for=0)
     except BaseException:
-        client.set_terminated(run.info.run_id, "FAILED")
+        with suppress(Exception):  # the server may be gone: what went wrong first is to be told
+            client.set_terminated(run.info.run_id, "FAILED")
         raise
     client.set_terminated(run.info.run_id, "FINISHED")
     say(f"registered {name}, version {made.version}: {uri}")
@@ -149,9 +154,12 @@ def _client(uri: str) -> Iterator[MlflowClient]:
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
 
+            broken: tuple[type[Exception], ...] = ()  # what a database raises
             if uri.startswith("sqlite:"):
-                import alembic  # noqa: F401
-                import sqlalchemy  # noqa: F401
+                from alembic.util import CommandError
+                from sqlalchemy.exc import SQLAlchemyError
+
+                broken = (CommandError, SQLAlchemyError)
         except ImportError as error:
             help = "pip install 'attar[mlflow]'"
             raise InputError(f"registering needs MLflow: {error}", help=help) from None
@@ -160,5 +168,12 @@ def _client(uri: str) -> Iterator[MlflowClient]:
         try:
             yield MlflowClient(tracking_uri=uri, registry_uri=uri)
         except (MlflowException, OSError) as error:  # an unreachable server is one of these, by the version
-            first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-            raise DeviceError(f"{uri}: MLflow could not do it: {first}\n   help: is the server up?") from None
+            raise DeviceError(f"{uri}: MLflow could not do it: {_first(error)}\n   help: is the server up?") from None
+        except broken as error:
+            help = "give a new file, or one that this version of MLflow made"
+            raise InputError(f"{uri}: MLflow cannot use this database: {_first(error)}", help=help) from None
+
+
+def _first(error: Exception) -> str:
+    """The first line of what a library says."""
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -22,8 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import evidence
-from pipeline.registries.distribution import MANIFEST, Ref, Registry, digest_of, parse
+from pipeline import evidence, reference
+from pipeline.manifest import Manifest, read
+from pipeline.registries.distribution import MANIFEST, Registry, digest_of
+from pipeline.registries.ref import Ref, parse
 from pipeline.store import write_atomically
 from targets.artifact import MAX_BYTES
 from targets.errors import Fault, InputError
@@ -35,7 +37,7 @@ _CONFIG = "application/vnd.cncf.model.config.v1+json"
 _DOC = "application/vnd.cncf.model.doc.v1.raw"
 _TYPES = {
     evidence.MODEL: "application/vnd.cncf.model.weight.v1.raw",
-    "reference.npz": "application/vnd.cncf.model.dataset.v1.raw",
+    reference.NAME: "application/vnd.cncf.model.dataset.v1.raw",
     evidence.SIGNATURE: "application/vnd.dev.sigstore.bundle.v0.3+json",
 }
 _REPORTS = ("report.html", "report.md")
@@ -44,7 +46,8 @@ _NAME = re.compile(r"[^/\\\0\n]{1,200}(/[^/\\\0\n]{1,200})?")
 
 
 def push(folder: Path, ref: str, *, insecure: bool = False, say: Callable[[str], None] = lambda text: None) -> str:
-    """Sends an artifact, its papers and the run's report. A tag that stands for something else is never moved.
+    """Sends an artifact, its papers and the run's report. A tag that stands for something else is not
+    knowingly moved: registries have no way to take one only where it is free, so another push may come in between.
 
     Args:
         folder: RUN/TARGET.
@@ -62,14 +65,15 @@ def push(folder: Path, ref: str, *, insecure: bool = False, say: Callable[[str],
     to = _for_push(ref)
     if faults := evidence.verified(folder, beside=evidence.published(folder)):
         raise InputError(faults)
-    files = _files(folder)
-    config, manifest = _described(folder, files)
+    about = read(folder)
+    files = _files(folder, about)
+    config, manifest = _described(about, files)
     digest = digest_of(manifest)
     registry = Registry(to.host, to.name, insecure)
     there = registry.manifest(to.tag)
     if there is not None and there[0] != digest:
         what = f"{to} stands for something else there: {there[0]}"
-        raise InputError(what, help="give another tag; one that is taken is never moved")
+        raise InputError(what, help="give another tag; one that is taken is not moved")
     if there is None:
         for data in (*files.values(), config):
             registry.put_blob(data)
@@ -88,7 +92,7 @@ def pull(ref: str, into: Path, *, insecure: bool = False, say: Callable[[str], N
 
     Args:
         ref: HOST[:PORT]/NAME:TAG or HOST[:PORT]/NAME@sha256:DIGEST.
-        into: a folder that does not exist, or is empty.
+        into: a folder that does not exist, or is empty; no link.
 
     Returns:
         The artifact's folder in it: INTO/TARGET.
@@ -98,20 +102,18 @@ def pull(ref: str, into: Path, *, insecure: bool = False, say: Callable[[str], N
         DeviceError: the registry does not answer.
     """
     of = parse(ref)
-    if into.exists() and (not into.is_dir() or any(into.iterdir())):
-        raise InputError(Fault("exists already", file=str(into), help="give a new folder"))
+    _free(into)
     registry = Registry(of.host, of.name, insecure)
     found = registry.manifest(of.digest or of.tag)
     if found is None:
         raise InputError(f"{of.host} has nothing at {of}", help="is the tag right, or the digest?")
-    layers = _layers(of, found[1])
+    target, layers = _layers(of, found[1])
     into, partial = into.resolve(), None
     try:
         into.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=into.parent, prefix=f".{into.name}."))
         for name, (digest, size) in layers.items():
             write_atomically(partial / name, registry.blob(digest, size))
-        target = next(Path(name).parent for name in layers if Path(name).name == evidence.MODEL)
         if faults := evidence.verified(partial / target):
             raise InputError(faults)
         partial.chmod(0o755)
@@ -133,22 +135,38 @@ def _for_push(ref: str) -> Ref:
     return to
 
 
-def _files(folder: Path) -> dict[str, bytes]:
-    """What is sent, by its name in the run's folder."""
-    target = evidence.manifest(folder)["target"]["name"]
+def _free(into: Path) -> None:
+    """Whether a new folder can be put in this place."""
+    try:
+        if into.is_symlink():
+            raise InputError(Fault("is a symbolic link", file=str(into), help="give a new folder"))
+        if into.exists() and (not into.is_dir() or any(into.iterdir())):
+            raise InputError(Fault("exists already", file=str(into), help="give a new folder"))
+    except OSError as error:
+        raise InputError(Fault(f"cannot be looked into: {error.strerror}", file=str(into))) from None
+
+
+def _files(folder: Path, about: Manifest) -> dict[str, bytes]:
+    """What is sent, by its name in the run's folder.
+
+    The report is in no digest of the artifact's: it is taken only from a folder that `attar run` or `pull` wrote.
+    """
+    target = about.target.name
     files = {f"{target}/{name}": evidence.contents(folder / name) for name in evidence.files(folder)}
     run = folder.resolve().parent
     run = run.parent if folder.resolve().name == "not-shipped" else run
-    return files | {name: evidence.contents(run / name) for name in _REPORTS if (run / name).is_file()}
+    beside = {path.name for path in run.iterdir()}
+    if "recipe.lock" not in beside and not beside <= {target, *_REPORTS}:
+        return files
+    return files | {name: evidence.contents(run / name) for name in _REPORTS if name in beside}
 
 
-def _described(folder: Path, files: dict[str, bytes]) -> tuple[bytes, bytes]:
+def _described(about: Manifest, files: dict[str, bytes]) -> tuple[bytes, bytes]:
     """The configuration and the manifest of an OCI artifact that consists of these files."""
-    about = evidence.manifest(folder)
     layers = [_descriptor(_TYPES.get(Path(name).name, _DOC), data, name) for name, data in files.items()]
     config = _json(
         {
-            "descriptor": {"name": about["recipe"]["name"], "version": about["model"]["sha256"][:12]},
+            "descriptor": {"name": about.recipe.name, "version": about.model.sha256[:12]},
             "config": {"format": "onnx"},
             "modelfs": {"type": "layers", "diffIds": [layer["digest"] for layer in layers]},
         }
@@ -160,11 +178,11 @@ def _described(folder: Path, files: dict[str, bytes]) -> tuple[bytes, bytes]:
         "config": _descriptor(_CONFIG, config),
         "layers": layers,
         "annotations": {
-            _TITLE: about["recipe"]["name"],
-            "attar.model.sha256": about["model"]["sha256"],
-            "attar.target": about["target"]["name"],
-            "attar.verdict": about["verdict"],
-            "attar.version": about["attar"],
+            _TITLE: about.recipe.name,
+            "attar.model.sha256": about.model.sha256,
+            "attar.target": about.target.name,
+            "attar.verdict": about.verdict,
+            "attar.version": about.attar,
         },
     }
     return config, _json(manifest)
@@ -175,11 +193,11 @@ def _descriptor(media_type: str, data: bytes, name: str = "") -> dict[str, Any]:
     return {"mediaType": media_type, "digest": digest_of(data), "size": len(data), **named}
 
 
-def _layers(of: Ref, text: bytes) -> dict[str, tuple[str, int]]:
-    """Digest and size of each file that a manifest names.
+def _layers(of: Ref, text: bytes) -> tuple[str, dict[str, tuple[str, int]]]:
+    """The target's name, and digest and size of each file that a manifest names.
 
     Raises:
-        InputError: it is no artifact of attar's; a name leads out of the folder, or is there twice.
+        InputError: it is no artifact of attar's; a name leads out of the folder, is there twice, or cannot be printed.
     """
     found: dict[str, tuple[str, int]] = {}
     try:
@@ -187,16 +205,17 @@ def _layers(of: Ref, text: bytes) -> dict[str, tuple[str, int]]:
         ours = manifest["artifactType"] == ARTIFACT_TYPE and manifest["mediaType"] == MANIFEST
         for layer in manifest["layers"]:
             name, digest, size = layer["annotations"][_TITLE], layer["digest"], layer["size"]
-            safe = _NAME.fullmatch(name) and not {".", ".."} & set(name.split("/")) and name not in found
+            plain = _NAME.fullmatch(name) and name.isprintable() and not {".", ".."} & set(name.split("/"))
+            safe = plain and name not in found
             fine = re.fullmatch("sha256:[0-9a-f]{64}", digest) and isinstance(size, int) and 0 <= size <= MAX_BYTES
             ours = ours and bool(safe and fine)
             found[name] = (digest, size)
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         ours = False
     models = [name for name in found if name.count("/") == 1 and name.endswith(f"/{evidence.MODEL}")]
     if not ours or len(models) != 1:
         raise InputError(f"{of} is no artifact that attar pushed", help="`attar ship DIR --to oci REF` makes one")
-    return found
+    return models[0].partition("/")[0], found
 
 
 def _json(value: Any) -> bytes:

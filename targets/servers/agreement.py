@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Agreement", "Grain", "compare", "grain_of"]
+__all__ = ["Agreement", "Grain", "compare", "grain_of", "ulps"]
 
 _STEPS = 4
 _FLOAT = 1e-4  # of the answers' range; 2e-7 was seen between float kernels, and 1e-3 is where a GPU uses TF32
@@ -102,14 +102,30 @@ def compare(wanted: NDArray[np.float32], got: NDArray[np.float32], grain: Grain)
     other = wanted.argmax(1) != got.argmax(1)
     if not (np.isfinite(wanted).all() and np.isfinite(got).all()):
         return Agreement("differs", k, -1, float("inf"), None, int(other.sum()), 0)
-    ulps = int(np.abs(_ordered(wanted) - _ordered(got)).max())
+    apart = ulps(wanted, got)
     difference = float(np.abs(wanted.astype(np.float64) - got).max())
     best, theirs = wanted.max(1), wanted[np.arange(k), got.argmax(1)]
     ties = other & (best - theirs <= 2 * grain.allowed)  # each of the two may have moved
     close = difference <= grain.allowed * (1 + 1e-6) and bool((ties == other).all())
     steps = difference / grain.step if grain.step else None
-    verdict: Literal["equal", "close", "differs"] = "equal" if ulps <= 1 else "close" if close else "differs"
-    return Agreement(verdict, k, ulps, difference, steps, int(other.sum()), int(ties.sum()))
+    verdict: Literal["equal", "close", "differs"] = "equal" if apart <= 1 else "close" if close else "differs"
+    return Agreement(verdict, k, apart, difference, steps, int(other.sum()), int(ties.sum()))
+
+
+def ulps(wanted: NDArray[np.float32], got: NDArray[np.float32]) -> int:
+    """Largest distance in units in the last place: 0 where all bits are the same, at least 1 where they are not (0.0
+    and -0.0), -1 where one of two that are not the same is no finite number.
+
+    Args:
+        wanted, got: of one shape.
+    """
+    other = np.ascontiguousarray(wanted).view(np.int32) != np.ascontiguousarray(got).view(np.int32)
+    if not other.any():
+        return 0
+    a, b = wanted[other], got[other]
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return -1
+    return max(1, int(np.abs(_ordered(a) - _ordered(b)).max()))
 
 
 def _ordered(x: NDArray[np.float32]) -> NDArray[np.int64]:

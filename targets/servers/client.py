@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from string import Template
 from typing import Any
 
+from targets.servers.common import labels
 from targets.servers.shipment import Layout, Shipment
 
 __all__ = ["source"]
@@ -38,7 +39,7 @@ $steps
 if not 2 <= len(sys.argv) <= 4:
     sys.exit(__doc__)
 path, url, model = sys.argv[1:] + ["localhost:8000", $model][len(sys.argv) - 2 :]
-x = prepared(path)
+x = prepared(path)$whole
 tensor = http.InferInput($source, x.shape, "FP32")
 tensor.set_data_from_numpy(x$by_json)
 wanted = http.InferRequestedOutput($target$by_json)
@@ -60,17 +61,19 @@ def source(shipment: Shipment, layout: Layout) -> bytes:
     model = shipment.model
     by_json = any(name.rpartition("/")[2] == "model-settings.json" for name in (*layout.version, *layout.shared))
     image = len(model.inputs[0].shape) == 4
-    labels = pprint.pformat(list(shipment.labels), width=116, compact=True)
+    names = pprint.pformat(list(labels(shipment)), width=116, compact=True)
+    batch = model.inputs[0].shape[0]
     number = f"answer.as_numpy({model.outputs[0].name!r})[0].argmax()"
     text = _FILE.substitute(
         _JSON if by_json else _BINARY,
         example=_example(shipment, image),
         imports="from PIL import Image\n" if image else "",
-        labels=f"LABELS = {labels}\n" if shipment.labels else "",
+        labels=f"LABELS = {names}\n" if shipment.labels else "",
         steps="\n".join(f"    {line}" for line in (_image if image else _array)(shipment)),
         model=repr(shipment.name),
         source=repr(model.inputs[0].name),
         target=repr(model.outputs[0].name),
+        whole=f".repeat({batch}, 0)  # it takes no fewer at once" if isinstance(batch, int) and batch > 1 else "",
         told=f"LABELS[{number}]" if shipment.labels else number,
     )
     return text.encode()
@@ -92,7 +95,7 @@ def _example(shipment: Shipment, image: bool) -> str:
 def _image(shipment: Shipment) -> Iterable[str]:
     """What `stages.data.Preprocessing` says, for one image: resize, channels, divide_by, mean, std, layout."""
     told = shipment.preprocessing
-    size, channels = told.get("image_size"), told.get("channels")
+    size, channels = (None if told.get(key) is None else int(told[key]) for key in ("image_size", "channels"))
     # Files are read as RGB, as attar reads them; a network of one channel that was trained on grey arrays takes grey.
     mode = "L" if channels is None and shipment.sample.shape[1] == 1 else "RGB"
     yield f'raw = np.load(path) if path.endswith(".npy") else np.asarray(Image.open(path).convert("{mode}"))'

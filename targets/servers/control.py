@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from targets.errors import DeviceError, Fault
+from targets.errors import DeviceError, Fault, InputError
 from targets.servers.protocol import Address
 
 __all__ = ["Control", "Standing"]
+
+_TRITON = "give the HTTP port of a Triton with --model-control-mode=explicit"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Control:
 
     def __init__(self, url: str, timeout_s: float = 300.0) -> None:
         self._address = Address.of(url)
+        if self._address.scheme == "grpc":
+            raise InputError(
+                Fault("models are loaded over HTTP", file=url, help="give the server's HTTP port: http://")
+            )
         self._timeout_s = timeout_s
         self.url = f"{self._address.scheme}://{self._address.place}{self._address.prefix}"
 
@@ -50,13 +56,15 @@ class Control:
             DeviceError: no server answers there, or one without a model repository.
         """
         rows = self._ask("POST", "/v2/repository/index", {})
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise self._fault("answered no list of models: no model control there", _TRITON)
         words = ("name", "version", "state", "reason")
         return tuple(Standing(*(str(row.get(word, "")) for word in words)) for row in rows)
 
     def serving(self, name: str) -> tuple[int, ...]:
         """Versions of a model that answer now."""
         rows = (row for row in self.index() if row.name == name and row.state == "READY")
-        return tuple(sorted(int(row.version) for row in rows if row.version.isdigit()))
+        return tuple(sorted(int(row.version) for row in rows if row.version.isdecimal() and len(row.version) < 20))
 
     def load(self, name: str) -> None:
         """Loads a model as it lies in the repository now. One that is loaded already serves until the new one does.
@@ -81,13 +89,13 @@ class Control:
             text = reply.read()
         except ConnectionRefusedError:
             raise self._fault("nothing listens there", "start the server, or give its HTTP port") from None
-        except (http.client.HTTPException, OSError) as error:
+        except (http.client.HTTPException, OSError, UnicodeError) as error:
             raise self._fault(f"did not answer: {error or type(error).__name__}", "see the server's own log") from None
         finally:
             wire.close()
         try:
             found = json.loads(text) if text.strip() else None
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if reply.status == 200 and (found is not None or not text.strip()):
             return found
@@ -97,7 +105,7 @@ class Control:
             raise self._fault(f"said: {told}", "start Triton with --model-control-mode=explicit")
         if said is None:
             what = f"answered {reply.status} to {path}: no model control there"
-            raise self._fault(what, "give the HTTP port of a Triton with --model-control-mode=explicit")
+            raise self._fault(what, _TRITON)
         raise self._fault(f"said: {told}", "see the server's own log")
 
     def _fault(self, what: str, help: str) -> DeviceError:

@@ -13,7 +13,19 @@ from pathlib import Path, PurePosixPath
 
 from targets.errors import Fault, InputError
 
-__all__ = ["HIDDEN", "alone", "inside", "no_link", "read", "sweep", "sync", "sync_tree", "unwritable", "write"]
+__all__ = [
+    "HIDDEN",
+    "alone",
+    "inside",
+    "make_folder",
+    "no_link",
+    "read",
+    "sweep",
+    "sync",
+    "sync_tree",
+    "unwritable",
+    "write",
+]
 
 HIDDEN = ".attar-"
 """How every name begins that is not to be seen by a server."""
@@ -32,7 +44,7 @@ def alone(dest: Path) -> Iterator[None]:
     made = not os.path.lexists(dest)
     try:
         no_link(dest)
-        dest.mkdir(parents=True, exist_ok=True)
+        make_folder(dest)
         handle = _locked(dest / ".attar.lock")
     except OSError as error:
         raise unwritable(dest, error) from None
@@ -45,6 +57,21 @@ def alone(dest: Path) -> Iterator[None]:
         if made:
             with suppress(OSError):  # it holds what was published
                 dest.rmdir()
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, where there is none; others may read what is made here, whatever the umask
+    is: a server often runs as somebody else."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    else:
+        path.chmod(0o755)
 
 
 def sweep(folder: Path) -> None:
@@ -129,7 +156,11 @@ def unwritable(dest: Path, error: OSError) -> InputError:
 def _locked(path: Path) -> int:
     end = time.monotonic() + _WAIT_S
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            make_folder(path.parent)  # the one who held it made it, failed, and took it away
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):

@@ -120,9 +120,15 @@ def _read(there: bytes | None, file: str) -> dict[str, Any]:
         return {}
     try:
         found = yaml.safe_load(there)
-        if found["kind"] == "InferenceService" and isinstance(found["spec"]["predictor"]["model"], dict):
-            return dict(found)
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
+        metadata = found.get("metadata") or {}
+        annotations = metadata.get("annotations") or {}
+        if (
+            found["kind"] == "InferenceService"
+            and isinstance(found["spec"]["predictor"]["model"], dict)
+            and isinstance(annotations, dict)
+        ):
+            return {**found, "metadata": {**metadata, "annotations": annotations}}  # either may be there and empty
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError):
         pass
     what = "is there and is no InferenceService with a model as predictor"
     raise InputError(Fault(what, file=file, help="move it away, or give another DEST"))

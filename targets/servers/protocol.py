@@ -121,6 +121,7 @@ class Address:
         try:
             parts = urlsplit(url)
             port = parts.port
+            (parts.hostname or "").encode("idna")  # as the socket will: "a..b" is none
         except ValueError as error:
             raise _no_address(url, f"is no URL: {error}") from None
         if parts.scheme not in ("http", "https", "grpc"):
@@ -240,5 +241,5 @@ def answer(
     try:
         found = np.frombuffer(values, "<f4") if isinstance(values, bytes) else np.asarray(values, np.float32)
         return found.astype(np.float32).reshape(tuple(shape))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise broken(address, f"its answer is no array of shape {tuple(shape)}: {error}") from None

@@ -6,6 +6,7 @@ https://github.com/open-inference/open-inference-protocol/blob/main/specificatio
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -76,7 +77,10 @@ class GrpcEndpoint:
             )
         except _RefusedError as error:
             raise broken(self._address, f"refused inputs of shape {inputs.shape}: {error}") from None
-        output, values = found.get_output(name), found.as_numpy(name)
+        try:
+            output, values = found.get_output(name), found.as_numpy(name)
+        except (self._grpc.InferenceServerException, ValueError, TypeError, IndexError, struct.error) as error:
+            raise broken(self._address, f"its answer is not in the protocol's form: {error!r}") from None
         if output is None or values is None:
             raise broken(self._address, f"its answer holds no output {name!r}")
         return answer(self._address, inputs, output.datatype, values.shape, values)

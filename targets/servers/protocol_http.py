@@ -83,10 +83,10 @@ class HttpEndpoint:
             status, _, data = self._ask("GET", self._model)
             if status != 200:
                 raise unknown(self._address, _words(status, data), self._models())
-            if "binary_tensor_data" in server.get("extensions", ()):
-                self._settled = True
             found = self._object(data)
             try:
+                if "binary_tensor_data" in (server.get("extensions") or ()):
+                    self._settled = True
                 self._metadata = Metadata(
                     str(found["name"]),
                     tuple(map(str, found.get("versions") or ())),
@@ -94,7 +94,7 @@ class HttpEndpoint:
                     tuple(map(_tensor, found.get("outputs") or ())),
                     f"{server['name']} {server.get('version', '')}".strip(),
                 )
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise broken(self._address, f"its metadata are not in the protocol's form: {error!r}") from None
         return self._metadata
 
@@ -124,7 +124,7 @@ class HttpEndpoint:
         self, name: str, inputs: NDArray[np.float32], headers: Mapping[str, str], data: bytes
     ) -> NDArray[np.float32]:
         length = next((value for name, value in headers.items() if name.lower() == _LENGTH.lower()), "")
-        head = int(length) if length.isdigit() else len(data)
+        head = int(length) if length.isdecimal() and len(length) < 12 else len(data)
         found, at = self._object(data[:head]), head
         try:
             for output in found["outputs"]:
@@ -164,8 +164,8 @@ class HttpEndpoint:
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body. A kept connection that the server has ended meanwhile is made anew, once."""
-        for _ in range(2):
-            kept = self._wire.sock is not None
+        while True:
+            kept = self._wire.sock is not None  # it is not the second time: a failure closes it
             try:
                 self._wire.request(method, path, body or None, dict(headers or {}))
                 reply = self._wire.getresponse()
@@ -179,7 +179,6 @@ class HttpEndpoint:
                     self._wire.close()
                     raise broken(self._address, f"its answer is larger than {_MOST // 2**20} MB")
                 return reply.status, dict(reply.headers.items()), data
-        raise broken(self._address, "closed the connection twice in a row")
 
     def _lost(self, error: Exception) -> DeviceError:
         place = self._address.place
@@ -197,7 +196,7 @@ class HttpEndpoint:
 def _parsed(data: bytes) -> Any:
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

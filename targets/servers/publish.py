@@ -6,9 +6,11 @@
     DEST/<name>/<version>/            the version as a whole,
     DEST/<root files>                 and what names the model to the server
 
-Only renames happen in sight. A kill leaves at most hidden names, which the next publication removes: Triton and
-OpenVINO take folders with a number for versions; MLServer looks for `**/model-settings.json` by glob, which skips
-hidden folders. A version that is there is never written over, and no link is followed or made.
+Only renames happen in sight, and each file and each version is whole at any time. A kill leaves hidden names, which the
+next publication removes: Triton and OpenVINO take folders with a number for versions; MLServer looks for
+`**/model-settings.json` by glob, which skips hidden folders. A kill between two renames leaves shared files of the new
+version beside the old one, which has the same inputs and outputs: the next publication writes them anew. A
+version that is there is never written over, and no link is followed or made.
 
     https://github.com/triton-inference-server/server/blob/main/docs/user_guide/model_repository.md
     https://github.com/SeldonIO/MLServer/blob/master/mlserver/repository/repository.py
@@ -27,7 +29,19 @@ from pathlib import Path
 
 from targets import artifact
 from targets.errors import Fault, InputError
-from targets.servers.disk import HIDDEN, alone, inside, no_link, read, sweep, sync, sync_tree, unwritable, write
+from targets.servers.disk import (
+    HIDDEN,
+    alone,
+    inside,
+    make_folder,
+    no_link,
+    read,
+    sweep,
+    sync,
+    sync_tree,
+    unwritable,
+    write,
+)
 from targets.servers.shipment import Layout
 
 __all__ = ["Change", "changes", "newest", "place", "publish", "remove", "retract"]
@@ -74,7 +88,7 @@ def place(layout: Layout, dest: Path, name: str, version: int | None = None) -> 
     staged: Path | None = None
     try:
         sweep(dest)
-        home.mkdir(exist_ok=True)
+        make_folder(home)
         sweep(home)
         number = version or (newest(home) or 0) + 1
         into = home / str(number)
@@ -165,13 +179,13 @@ def _commit(fresh: Path, into: Path, staged: Path, todo: tuple[Change, ...], fir
             if position == first:
                 fresh.rename(into)
             if change.before != change.after:
-                change.path.parent.mkdir(parents=True, exist_ok=True)
+                done.append(change)  # first: an interruption may come between the two
+                make_folder(change.path.parent)
                 (staged / str(position)).replace(change.path)
-                done.append(change)
         if not into.exists():
             fresh.rename(into)
-        for folder in {into.parent, *(change.path.parent for change in todo)}:
-            sync(folder)
+        for each in {into.parent, *(change.path.parent for change in todo)}:
+            sync(each)
     except BaseException:
         if into.exists():
             into.rename(staged / "back")
@@ -186,7 +200,7 @@ def _restore(change: Change, aside: Path, home: Path) -> None:
         write(aside, change.before)
         aside.replace(change.path)
         return
-    change.path.unlink()
+    change.path.unlink(missing_ok=True)
     if home in change.path.parent.parents:
         with suppress(OSError):  # a folder in the model's own, if it is empty now
             change.path.parent.rmdir()

@@ -71,7 +71,7 @@ def layout(shipment: Shipment, options: Options) -> Layout:
     fixed = fixed_batch(shipment.model, options, "Triton")
     # One input of a fixed shape at a time is all that such a target takes.
     most = 0 if fixed else 1 if runtime.fixed_shapes else options.max_batch
-    text = "\n".join([*_config(shipment, options, most), ""])
+    text = "\n".join([*_config(shipment, options, most, fixed), ""])
     shared = {"config.pbtxt": text.encode(), **described(shipment)}
     if _warms(shipment):
         shared[f"warmup/{WARMUP}"] = _golden(shipment, fixed).tobytes()
@@ -83,7 +83,7 @@ def on_gpu(runtime: Runtime) -> bool:
     return _KINDS[runtime.provider] == "KIND_GPU"
 
 
-def _config(shipment: Shipment, options: Options, most: int) -> Iterator[str]:
+def _config(shipment: Shipment, options: Options, most: int, fixed: int) -> Iterator[str]:
     """Lines of config.pbtxt. `most`: the largest batch, 0 where the graph's own shapes are all that is served."""
     runtime = shipment.target.runtime
     yield f"name: {json.dumps(shipment.name)}"
@@ -104,7 +104,7 @@ def _config(shipment: Shipment, options: Options, most: int) -> Iterator[str]:
     yield f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{runtime.threads}" }} }}'
     if _warms(shipment):
         value = shipment.model.inputs[0]
-        sizes = shipment.sample.shape[1:] if most else _golden(shipment, fixed=_first(value)).shape
+        sizes = shipment.sample.shape[1:] if most else _golden(shipment, fixed).shape
         # The file's place is the folder `warmup` of the model.
         tensor = f'data_type: {_TYPES[value.dtype]} {_dims(sizes or (1,))} input_data_file: "{WARMUP}"'
         inputs = f"inputs {{ key: {json.dumps(value.name)} value {{ {tensor} }} }}"
@@ -133,10 +133,6 @@ def _dims(sizes: Iterable[int]) -> str:
 def _open(value: Value) -> tuple[int | str, ...]:
     """The last size of a value, if it is open: any number of classes agrees with it."""
     return tuple(size for size in value.shape[-1:] if not isinstance(size, int))
-
-
-def _first(value: Value) -> int:
-    return value.shape[0] if isinstance(value.shape[0], int) else 1
 
 
 def _warms(shipment: Shipment) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from papers import attar
 
 from pipeline import bom, evidence
+from pipeline.manifest import parse
 from targets.errors import InputError
 
 
@@ -65,7 +66,8 @@ def test_it_says_what_the_manifest_says(artifact):
 def test_a_missed_verdict_is_the_first_limitation(artifact):
     manifest = evidence.manifest(artifact) | {"verdict": "missed"}
     check = manifest["checks"][0] | {"value": None, "low": None, "high": None, "verdict": "inconclusive"}
-    found = bom.of_manifest(manifest | {"checks": [check]}, "0" * 64)
+    changed = json.dumps(manifest | {"checks": [check]}).encode()
+    found = bom.of_manifest(parse(changed, artifact), "0" * 64)
     assert complaint(json.dumps(found)) is None
     considerations = found["metadata"]["component"]["modelCard"]["considerations"]
     assert considerations["technicalLimitations"][0].startswith("the verdict is missed")
@@ -95,6 +97,17 @@ def test_the_command_writes_it_beside_the_folder(artifact, tmp_path):
 
 def test_a_manifest_of_another_form_is_unusable_input(artifact):
     path = artifact / "manifest.json"
-    path.write_text(json.dumps({"version": 1}))
-    with pytest.raises(InputError, match="lacks what a bill of materials says"):
-        bom.of_folder(artifact)
+    good = json.loads(path.read_text())
+    wrong = [
+        ({"version": 1}, "attar"),
+        (good | {"target": "x"}, "target"),
+        (good | {"checks": [good["checks"][0] | {"limit": "high"}]}, "checks.0.limit"),
+        (good | {"measured": {"size_mb": {}}}, "measured.size_mb.value"),
+        (good | {"recipe": good["recipe"] | {"name": "\ud800"}}, ""),
+        ([], ""),
+    ]
+    for manifest, where in wrong:
+        path.write_text(json.dumps(manifest))
+        with pytest.raises(InputError, match="is no manifest that this attar reads") as caught:
+            bom.of_folder(artifact)
+        assert caught.value.faults[0].key == where

@@ -22,6 +22,7 @@ from pipeline.cli.endpoint import probe as command
 from pipeline.endpoint import _verdict, probe
 from pipeline.report.endpoint import render
 from pipeline.report.endpoint_model import Probed
+from pipeline.ship import shipment
 from targets import artifact
 from targets.errors import DeviceError, InputError
 from targets.servers.agreement import Agreement
@@ -251,6 +252,58 @@ def test_what_is_no_artifact(folder, tmp_path):
     done = attar("probe", "http://127.0.0.1:9", "--artifact", empty, cwd=tmp_path)
     assert done.returncode == 2
     assert "holds no examples to ask with" in done.stderr
+
+
+def test_a_fixed_batch_of_many_is_refused_before_anything_is_asked(tmp_path):
+    with pytest.raises(InputError, match="has a fixed batch of 2, and examples are asked for one at a time"):
+        probe("http://127.0.0.1:9", made(tmp_path / "local", batch=2, examples=2))
+
+
+def test_answers_of_another_shape_under_load_are_a_fault(folder, oip):
+    asked = []
+
+    def shrinks(y):
+        asked.append(1)
+        return y if len(asked) <= 6 else y[:, :3]
+
+    oip.spoil = shrinks
+    with oip_server.http(oip) as place, pytest.raises(DeviceError, match=r"answered shape \(1, 3\) under load"):
+        probe(f"http://{place}", folder, seconds=SECONDS, clients=1)
+
+
+@pytest.mark.parametrize(
+    "told", [{"image_size": "1),print('PWNED'),(1"}, {"channels": "3"}, {"divide_by": "x"}, {"mean": 0.5}]
+)
+def test_a_manifest_cannot_say_what_is_no_preprocessing(tmp_path, told):
+    hostile = made(tmp_path / "local", change=lambda manifest: manifest["data"].update(preprocessing=told))
+    if told == {"channels": "3"}:  # a number all the same
+        assert shipment(hostile).preprocessing == {"channels": 3}
+        return
+    with pytest.raises(InputError, match=r"data\.preprocessing\..*: is no manifest that this attar reads"):
+        shipment(hostile)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "told"),
+    [
+        (np.zeros((2, 3, 4, 5), np.float32), np.zeros((2, 10), np.float32), r"inputs of float32 \(3, 4, 5\)"),
+        (
+            np.zeros((2, 3, 4, 4)),
+            np.zeros((2, 10), np.float32),
+            r"inputs of float64 .*the model's are float32 \(3, 4, 4\)",
+        ),
+        (np.zeros((2, 3, 4, 4), np.float32), np.zeros((2, 7), np.float32), r"outputs of float32 \(7,\)"),
+    ],
+)
+def test_a_golden_sample_of_another_model_is_refused(tmp_path, inputs, outputs, told):
+    path = tmp_path / "local" / reference.NAME
+
+    def other(manifest):
+        reference.save(reference.Reference(inputs, np.zeros(2, np.int64), outputs, np.ones(2, bool)), path)
+        manifest["files"][reference.NAME] = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    with pytest.raises(InputError, match=told):
+        shipment(made(tmp_path / "local", change=other))
 
 
 # ---- the verdict

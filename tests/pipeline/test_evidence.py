@@ -174,6 +174,37 @@ def test_a_folder_from_before_there_were_lists_is_held_against_its_manifest(arti
     assert "reference.npz: was changed" in err
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc/passwd", "..", ".", "a\0b", "a\ud800", "a\x1b[2J", "a/b"])
+def test_names_in_an_old_manifest_do_not_lead_out_of_the_folder(artifact, name):
+    old(artifact)
+    (artifact.parent / "elsewhere").write_bytes(b"")
+    path = artifact / evidence.MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["files"][name] = hashlib.sha256(b"").hexdigest()
+    path.write_text(json.dumps(manifest))
+    (found,) = whats(evidence.verified(artifact))
+    assert "lists what it cannot: " in found
+    assert "cannot be the name of an artifact's file" in found
+
+
+def test_a_manifest_of_another_form_holds_if_its_digests_do(artifact):
+    resealed(artifact, lambda m: m.update(target="x"))
+    code, _, err = attar("verify", artifact)
+    assert (code, "verdict met, on the target x" in err) == (0, True), err
+    (artifact / evidence.MANIFEST).write_text("[" * 100_000)
+    (artifact / evidence.SUMS).write_bytes(evidence.sums(artifact))
+    (found,) = whats(evidence.verified(artifact))
+    assert "is no manifest: no JSON object" in found
+
+
+def test_a_target_may_be_called_by_a_number(finished, tmp_path):
+    shutil.copytree(finished[0] / "runs/tiny", tmp_path / "tiny")
+    artifact = (tmp_path / "tiny/quick").replace(tmp_path / "tiny/2024")
+    assert attar("verify", artifact)[0] == 0
+    (artifact / "more.txt").write_text("")
+    assert attar("verify", artifact)[0] == 1
+
+
 def test_what_a_server_adds_to_a_published_version_is_told_and_breaks_nothing(artifact):
     version = artifact.replace(artifact.parent / "3")
     (version / "model-settings.json").write_text("{}")

@@ -4,10 +4,12 @@ import os
 import shutil
 import socket
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline import evidence
+from pipeline.manifest import read
 from pipeline.registries import mlflow
 from targets.errors import DeviceError, InputError
 
@@ -32,10 +34,10 @@ def test_a_version_carries_files_metrics_verdict_and_digests(artifact, tmp_path,
     assert told == [f"registered digits, version 1: {uri}", "digits has it already: version 1"]
     from mlflow import MlflowClient
 
-    client, manifest = MlflowClient(uri, uri), evidence.manifest(artifact)
+    client, manifest = MlflowClient(uri, uri), read(artifact)
     version = client.get_model_version("digits", "1")
     assert version.tags["attar.verdict"] == "met"
-    assert version.tags["attar.file.model_onnx"] == manifest["model"]["sha256"]
+    assert version.tags["attar.file.model_onnx"] == manifest.model.sha256
     run = client.get_run(version.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics == pytest.approx(mlflow.metrics(manifest))
@@ -51,7 +53,7 @@ def test_a_version_carries_files_metrics_verdict_and_digests(artifact, tmp_path,
 
 
 def test_metrics_end_with_their_units(artifact):
-    found, manifest = mlflow.metrics(evidence.manifest(artifact)), evidence.manifest(artifact)
+    found, manifest = mlflow.metrics(read(artifact)), evidence.manifest(artifact)
     assert found["latency_p50_ms"] == manifest["measured"]["latency_p50_ms"]["value"]
     assert found["test/accuracy_percent"] == manifest["test"]["accuracy"]["value"]
     assert found["test/accuracy_percent/low"] == manifest["test"]["accuracy"]["low"]
@@ -59,7 +61,7 @@ def test_metrics_end_with_their_units(artifact):
 
 
 def test_every_digest_is_a_tag(artifact):
-    found = mlflow.tags(artifact, evidence.manifest(artifact))
+    found = mlflow.tags(artifact, read(artifact))
     names = {f"attar.file.{name.replace('.', '_')}" for name in (*evidence.listed(artifact), "manifest.json")}
     assert names <= set(found)
     assert {"attar.verdict", "attar.recipe.sha256", "attar.data.sha256"} <= set(found)
@@ -72,12 +74,16 @@ def test_every_digest_is_a_tag(artifact):
         ("file:///tmp/mlruns", "", "is no place of MLflow's"),
         ("http://127.0.0.1:9", "a/b", "'a/b' cannot be the name of a registered model"),
         ("http://127.0.0.1:9", "it's", "cannot be the name"),
+        ("http://127.0.0.1:9/a@b", "a/b", "cannot be the name"),
+        ("https://ann:secret@h.example/", "", "holds a user or a password.*\n.*MLFLOW_TRACKING_PASSWORD"),
+        ("http://ann@h.example?x", "", "holds a user or a password"),
         ("sqlite:////nowhere/at/all.db", "", "there is no folder for this database"),
     ],
 )
 def test_an_address_or_a_name_that_will_not_do(artifact, uri, name, what):
-    with pytest.raises(InputError, match=what):
+    with pytest.raises(InputError, match=what) as caught:
         mlflow.register(artifact, uri, name)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_folder_that_does_not_hold_is_not_registered(artifact):
@@ -90,6 +96,38 @@ def test_without_the_extra_it_is_named(artifact, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(InputError, match=r"pip install 'attar\[mlflow\]'"):
         mlflow.register(artifact, "http://127.0.0.1:9")
+
+
+@pytest.mark.slow  # MLflow takes two seconds to wake
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_that_is_no_database_of_mlflows(artifact, tmp_path):
+    pytest.importorskip("mlflow", reason="pip install 'attar[mlflow]'")
+    (tmp_path / "no.db").write_text("no database at all, but longer than its header would be" * 20)
+    with pytest.raises(InputError, match=r"MLflow cannot use this database: .*not a database"):
+        mlflow.register(artifact, f"sqlite:///{tmp_path}/no.db")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_went_wrong_first_is_told_where_the_run_cannot_be_closed(artifact):
+    class Gone:
+        """A server that goes away once a run is begun."""
+
+        def get_experiment_by_name(self, name):
+            return SimpleNamespace(experiment_id="1")
+
+        def create_run(self, *words, **more):
+            return SimpleNamespace(info=SimpleNamespace(run_id="r"))
+
+        def log_batch(self, *words):
+            raise OSError("first")
+
+        def set_terminated(self, *words):
+            raise RuntimeError("second")
+
+    pytest.importorskip("mlflow", reason="pip install 'attar[mlflow]'")
+    with pytest.raises(OSError, match="first"):
+        mlflow._registered(Gone(), artifact, "http://h", "n", read(artifact), print)
 
 
 @pytest.mark.slow  # MLflow takes two seconds to wake

@@ -14,7 +14,9 @@ import pytest
 from papers import attar, key_pair
 
 from pipeline import evidence
+from pipeline.manifest import read
 from pipeline.registries import distribution, oci
+from pipeline.registries.ref import Ref, parse
 from targets.errors import DeviceError, InputError
 
 # user "ann", password "secret"; bcrypt, the one form that the registry takes
@@ -94,6 +96,33 @@ def tokens(token):
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}/token", asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def answering(answer):
+    """A registry that answers each request with a code and headers: `answer(method, headers)`; yields its host."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            code, headers = answer(self.command, self.headers)
+            self.send_response(code)
+            for name, value in (*headers, ("Content-Length", "0")):
+                self.send_header(name, value)
+            self.end_headers()
+
+        do_GET = do_POST = do_HEAD  # noqa: N815
+
+        def log_message(self, *words):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()
@@ -254,20 +283,70 @@ def test_a_registry_that_is_not_up_is_told_and_nothing_is_left(artifact, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
-NO_REFS = "tiny models/tiny h/Models/tiny:v1 h/m: h/m:v1:v2 h/../m:v1 http://h/m:v1 h/m@sha256:12 h:123456/m:v1 h/m"
+NO_REFS = """
+tiny models/tiny h/Models/tiny:v1 h/m: h/m:v1:v2 h/../m:v1 http://h/m:v1 h/m@sha256:12 h:123456/m:v1 h/m
+a..b/m:v1 a-/m:v1
+"""
 
 
 @pytest.mark.parametrize("ref", NO_REFS.split())
 def test_what_is_no_reference_is_refused(ref):
     with pytest.raises(InputError, match="must look like HOST"):
-        distribution.parse(ref)
+        parse(ref)
+
+
+@pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.b", "[::1", "127.0.0.1:99999"])
+def test_an_address_that_is_none_is_told(host):
+    with pytest.raises(DeviceError, match="does not answer"):
+        distribution.Registry(host, "m", insecure=True).has_blob("sha256:0")
+
+
+def test_a_place_to_upload_to_that_is_none_is_told():
+    def answer(method, headers):
+        return (404, ()) if method == "HEAD" else (202, [("Location", "http://[::1")])
+
+    with answering(answer) as host, pytest.raises(DeviceError, match="names no place to upload to"):
+        distribution.Registry(host, "m", insecure=True).put_blob(b"x")
+
+
+@pytest.mark.parametrize("realm", ["http://[::1", "http://a..b/token", "ftp://h/token", "/token"])
+def test_a_place_for_tokens_that_is_none_is_as_no_login(realm):
+    with (
+        answering(lambda *_: (401, [("WWW-Authenticate", f'Bearer realm="{realm}"')])) as host,
+        pytest.raises(InputError, match="nobody may without a login do this"),
+    ):
+        distribution.Registry(host, "m", insecure=True).has_blob("sha256:0")
+
+
+def test_a_login_is_found_among_several_ways(monkeypatch):
+    monkeypatch.setenv(distribution.USER, "ann")
+
+    def answer(method, headers):
+        ways = [("WWW-Authenticate", way) for way in ("Negotiate", 'Basic realm="r"')]
+        return (200, ()) if "Authorization" in headers else (401, ways)
+
+    with answering(answer) as host:
+        assert distribution.Registry(host, "m", insecure=True).has_blob("sha256:0")
+
+
+def test_a_redirect_keeps_to_https():
+    follow = distribution._Redirects().redirect_request
+    asked = urllib.request.Request("https://h.example/v2/m/blobs/x")
+    assert follow(asked, None, 307, "", {}, "https://store.example/x?key=1").full_url == "https://store.example/x?key=1"
+    with pytest.raises(InputError, match=r"h\.example sends on to http://store\.example/x: another protocol"):
+        follow(asked, None, 307, "", {}, "http://store.example/x?key=1")
+    with (
+        answering(lambda *_: (302, [("Location", "ftp://127.0.0.1:9/x")])) as host,
+        pytest.raises(InputError, match="sends on to ftp:"),
+    ):
+        distribution.Registry(host, "m", insecure=True).manifest("v1")
 
 
 def test_references_are_read():
     digest = f"sha256:{'a' * 64}"
-    assert distribution.parse("h.example:5000/a/b-c_d.e:v1") == distribution.Ref("h.example:5000", "a/b-c_d.e", "v1")
-    assert distribution.parse(f"oci://localhost/m@{digest}") == distribution.Ref("localhost", "m", "", digest)
-    assert str(distribution.parse(f"[::1]:5000/m:v1@{digest}")) == f"[::1]:5000/m:v1@{digest}"
+    assert parse("h.example:5000/a/b-c_d.e:v1") == Ref("h.example:5000", "a/b-c_d.e", "v1")
+    assert parse(f"oci://localhost/m@{digest}") == Ref("localhost", "m", "", digest)
+    assert str(parse(f"[::1]:5000/m:v1@{digest}")) == f"[::1]:5000/m:v1@{digest}"
     with pytest.raises(InputError, match="must have a tag, and no digest"):
         oci.push(None, f"localhost/m@{digest}")
 
@@ -283,9 +362,49 @@ def test_a_folder_with_something_in_it_is_not_pulled_into(tmp_path):
     for into in (tmp_path, tmp_path / "mine"):
         with pytest.raises(InputError, match="exists already"):
             oci.pull("127.0.0.1:9/models/tiny:v1", into, insecure=True)
+    for name, to in (("empty", tmp_path / "new"), ("dangling", tmp_path / "nowhere")):
+        (tmp_path / name).symlink_to(to)
+        with pytest.raises(InputError, match=f"{name}: is a symbolic link"):
+            oci.pull("127.0.0.1:9/models/tiny:v1", tmp_path / name, insecure=True)
+    with pytest.raises(InputError, match="cannot be looked into: File name too long"):
+        oci.pull("127.0.0.1:9/models/tiny:v1", tmp_path / ("a" * 300), insecure=True)
 
 
-ELSEWHERE = ["../model.onnx", "/model.onnx", "a/b/model.onnx", "./x", "a\\model.onnx", "quick/model.onnx", "..", ""]
+def test_a_report_is_taken_from_a_runs_folder_or_a_pulled_one_alone(artifact):
+    def sent():
+        return sorted(name for name in oci._files(artifact, read(artifact)) if "/" not in name)
+
+    run = artifact.parent
+    assert sent() == ["report.html", "report.md"]
+    (run / "recipe.lock").unlink()
+    assert sent() == [], "any other folder: these may be anybody's"
+    for path in run.iterdir():
+        if path.is_file() and path.name not in ("report.html", "report.md"):
+            path.unlink()
+    assert sent() == ["report.html", "report.md"], "as a pull leaves it"
+
+
+def test_a_manifest_of_another_form_is_not_pushed(artifact):
+    path = artifact / evidence.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target": "x"}))
+    (artifact / evidence.SUMS).write_bytes(evidence.sums(artifact))
+    assert evidence.verified(artifact) == ()
+    with pytest.raises(InputError, match=r"manifest\.json: target: is no manifest that this attar reads"):
+        oci.push(artifact, "127.0.0.1:9/models/tiny:v1", insecure=True)
+
+
+ELSEWHERE = [
+    "../model.onnx",
+    "/model.onnx",
+    "a/b/model.onnx",
+    "./x",
+    "a\\model.onnx",
+    "quick/model.onnx",
+    "..",
+    "",
+    "a\x1b[2J",
+    "a\ud800",
+]
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
@@ -295,6 +414,18 @@ def test_a_name_that_leads_elsewhere_is_refused(name):
         for title in ("quick/model.onnx", name)
     ]
     manifest = {"artifactType": oci.ARTIFACT_TYPE, "mediaType": distribution.MANIFEST, "layers": layers}
-    of = distribution.parse("h/m:v1")
+    of = parse("h/m:v1")
     with pytest.raises(InputError, match="is no artifact that attar pushed"):
         oci._layers(of, json.dumps(manifest).encode())
+
+
+def test_the_target_is_the_folder_of_the_model():
+    layers = [
+        {"digest": f"sha256:{'0' * 64}", "size": 1, "annotations": {"org.opencontainers.image.title": title}}
+        for title in ("model.onnx", "quick/model.onnx")
+    ]
+    manifest = {"artifactType": oci.ARTIFACT_TYPE, "mediaType": distribution.MANIFEST, "layers": layers}
+    target, found = oci._layers(parse("h/m:v1"), json.dumps(manifest).encode())
+    assert (target, list(found)) == ("quick", ["model.onnx", "quick/model.onnx"])
+    with pytest.raises(InputError, match="is no artifact that attar pushed"):
+        oci._layers(parse("h/m:v1"), b"[" * 100_000)

@@ -104,7 +104,11 @@ def test_words_that_fit_nothing_are_told(met, tmp_path):
     for words, said in (
         (("--to", "tritn"), "did you mean 'triton'?"),
         (("--to", "mlserver", "--load", "http://127.0.0.1:1"), "--load: mlserver takes no request to load a model"),
-        (("--to", "mlflow", "--load", "http://127.0.0.1:1"), "--load: mlflow is no server"),
+        (("--to", "mlflow", "--load", "http://127.0.0.1:1"), "--load: means nothing to mlflow, which is a registry"),
+        (("--to", "oci", "--name", "other"), "--name: means nothing to oci"),
+        (("--to", "mlflow", "--max-batch", "4"), "--max-batch: means nothing to mlflow"),
+        (("--to", "triton", "--insecure"), "--insecure: means nothing to triton"),
+        (("--to", "triton", "--load", "grpc://127.0.0.1:8001"), "models are loaded over HTTP"),
         (("--to", "triton", "--load", "127.0.0.1:8000"), "must begin with http://"),
         (("--to", "triton", "--name", "../up"), "--name: '../up' must be letters"),
         ((), "--to"),

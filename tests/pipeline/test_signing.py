@@ -23,6 +23,7 @@ def keys(tmp_path_factory):
     key_pair(folder, "other")
     key_pair(folder, "p384", curve="P-384")
     key_pair(folder, "k1", curve="secp256k1")
+    key_pair(folder, "old", curve="secp112r1")
     key_pair(folder, "ed", algorithm="ED25519")
     key_pair(folder, "rsa", algorithm="RSA")
     key_pair(folder, "locked", cipher=("-aes256", "-pass", "pass:secret"))
@@ -122,6 +123,14 @@ def test_verifying_by_key_wants_a_signature(artifact, keys):
     assert "model.sig: is missing: nobody signed this folder" in err
 
 
+def test_a_link_among_what_a_server_added_is_not_signed(artifact, keys):
+    version = artifact.replace(artifact.parent / "1")
+    (version / "more").symlink_to(version / "model.onnx")
+    with pytest.raises(InputError, match=r"1: cannot be signed: .*\n.*take what is none out of the folder"):
+        signing.sign(version, keys / "ours.pem")
+    assert not (version / evidence.SIGNATURE).exists()
+
+
 def test_what_does_not_hold_is_not_signed(artifact, keys):
     (artifact / "measurements.json").write_text("{}")
     code, _, err = attar("sign", artifact, "--key", keys / "ours.pem")
@@ -141,6 +150,7 @@ def test_what_does_not_hold_is_not_signed(artifact, keys):
         ("ed.pem", "is a key of kind Ed25519; model-signing takes ECDSA"),
         ("rsa.pem", "is a key of kind RSA"),
         ("k1.pem", "is on the curve secp256k1"),
+        ("old.pem", "is of no kind that is known here .*model-signing takes ECDSA"),
     ],
 )
 def test_a_key_that_cannot_sign_is_named_with_the_way_to_one_that_can(artifact, keys, name, what):
@@ -158,6 +168,7 @@ def test_a_key_that_cannot_sign_is_named_with_the_way_to_one_that_can(artifact, 
         ("ours.pem", "is a private key; verifying takes the public one"),
         ("text.pem", "holds no public key in PEM form"),
         ("ed.pub.pem", "is a key of kind Ed25519"),
+        ("old.pub.pem", "is of no kind that is known here .*model-signing takes ECDSA"),
         ("rsa.pub.pem", "is a key of kind RSA"),
     ],
 )

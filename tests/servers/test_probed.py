@@ -21,7 +21,8 @@ HEAVY = [pytest.param(name, marks=pytest.mark.server) for name in ("mlserver", "
 def ready(url):
     """Waits until a model serves: a server is ready before its models are."""
     endpoint, end = connect(url), time.monotonic() + 30
-    while not endpoint.ready() and time.monotonic() < end:
+    while not endpoint.ready():
+        assert time.monotonic() < end, f"{url} is not ready"
         time.sleep(0.05)
     endpoint.close()
     return url

@@ -29,7 +29,8 @@ class OnnxModel(MLModel):
         """Opens the model with the provider and threads that it was measured with.
 
         Raises:
-            RuntimeError: the provider is not in this onnxruntime. It would fall back to the CPU without a word.
+            RuntimeError: the provider is not in this onnxruntime, or refuses the model. It would fall back to the CPU
+                without a word.
         """
         parameters = self.settings.parameters
         extra: dict[str, Any] = dict(parameters.extra or {}) if parameters else {}
@@ -42,11 +43,15 @@ class OnnxModel(MLModel):
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(extra.get("threads", 1))
+        options.inter_op_num_threads = 1
         providers = [(provider, dict(extra.get("options", {}))), *extra.get("fallback", ())]
         if provider != "CPUExecutionProvider":
             providers.append("CPUExecutionProvider")
         path = await get_model_uri(self.settings, wellknown_filenames=["model.onnx"])
-        self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        # enable_fallback=0: an error of the provider is raised, where onnxruntime would try again without it.
+        self._session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
+        if (first := self._session.get_providers()[0]) != provider:
+            raise RuntimeError(f"{provider} refused the model, and onnxruntime fell back to {first}")
         self._shapes = {value.name: value.shape for value in self._session.get_inputs()}
         self._types = {value.name: Datatype(value.datatype) for value in self.settings.inputs}
         self._outputs = [value.name for value in self._session.get_outputs()]

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -157,3 +158,13 @@ def test_it_is_short(tmp_path, layout):
     asking = text.splitlines()[function.end_lineno :]
     assert len([line for line in asking if line.strip()]) <= 10
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_fixed_batch_is_filled_and_the_first_answer_counts(tmp_path):
+    text = {}
+    for batch in (1, 4):
+        shipment = shipment_of(tmp_path / "m.onnx", Preprocessing(), (3, 4, 4))
+        fixed = artifact.load(tiny_onnx(tmp_path / "fixed.onnx", shape=(3, 4, 4), classes=3, batch=batch))
+        text[batch] = source(replace(shipment, model=fixed), TRITON).decode()
+    assert "x = prepared(path).repeat(4, 0)" in text[4]
+    assert "x = prepared(path)\n" in text[1]

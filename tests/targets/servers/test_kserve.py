@@ -97,6 +97,23 @@ def test_what_its_owner_changed_stays(tmp_path):
     assert "runtimeVersion" not in predictor["model"]  # that one is this shipment's
 
 
+@pytest.mark.parametrize("empty", ["metadata:", "metadata: {annotations: }"])
+def test_what_its_owner_left_empty_is_filled(tmp_path, empty):
+    there = f"kind: InferenceService\n{empty}\nspec: {{predictor: {{model: {{storageUri: 's3://x'}}}}}}\n".encode()
+    ours = shipment(tmp_path)
+    found = yaml.safe_load(layout(ours, Options()).root[FILE](there))
+    assert found["metadata"] == {"name": "tiny", "annotations": {"attar/sha256": ours.model.sha256}}
+    assert found["spec"]["predictor"]["model"]["storageUri"] == "s3://x"
+
+
+@pytest.mark.parametrize(
+    "there", [b"a: 2024-13-99", b"kind: InferenceService\nmetadata: x\nspec: {predictor: {model: {}}}"]
+)
+def test_a_file_that_cannot_be_read_is_refused(tmp_path, there):
+    with pytest.raises(InputError, match="is there and is no InferenceService"):
+        layout(shipment(tmp_path), Options()).root[FILE](there)
+
+
 @pytest.mark.parametrize(
     "there", [b"kind: Pod", b"- a", b"{", b"\xff", b"kind: InferenceService\nspec: {predictor: {}}"]
 )

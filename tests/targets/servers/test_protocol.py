@@ -61,6 +61,8 @@ def test_an_address_is_read(url, whole):
         ("http://h:1/v2/foo", "has the path /v2/foo"),
         ("http://h:99999/v2/models/a", "is no URL: Port out of range"),
         ("http:///v2/models/a", "names no host"),
+        ("http://a..b/v2/models/a", "is no URL"),
+        (f"grpc://{'a' * 70}:1/a", "is no URL"),
         ("http://h:1/v2/models/a?x=1", "something after"),
         ("grpc://h/digits", "names no port"),
     ],
@@ -235,6 +237,8 @@ OUTPUT = {"name": "y", "datatype": "FP32", "shape": [2, 2]}
         ({INFER: (200, b"")}, DeviceError, "where a JSON object was expected"),
         ({INFER: (200, {"outputs": []})}, DeviceError, "its answer holds no output 'y'"),
         ({INFER: (200, {"outputs": 3})}, DeviceError, "not in the protocol's form"),
+        ({INFER: (200, b"[" * 100_000)}, DeviceError, "where a JSON object was expected"),
+        ({("GET", "/v2"): (200, {"name": "a", "extensions": 5})}, DeviceError, "not in the protocol's form"),
         ({INFER: (200, {"outputs": [OUTPUT]})}, DeviceError, "not in the protocol's form: KeyError"),
         ({INFER: (200, {"outputs": [OUTPUT | {"data": [1, 2, 3]}]})}, DeviceError, r"no array of shape \(2, 2\)"),
         ({INFER: (200, {"outputs": [OUTPUT | {"data": [1, 2, 3, "x"]}]})}, DeviceError, r"no array of shape \(2, 2\)"),
@@ -251,6 +255,23 @@ def test_a_server_that_goes_wrong_is_one_clear_fault(oip, instead, error, told):
         endpoint.close()
     assert str(caught.value).startswith(f"http://{place}/v2/models/tiny: ")
     assert "\n   help: " in str(caught.value)
+
+
+def test_a_server_without_extensions_is_asked_all_the_same(oip):
+    oip.extensions = None
+    with oip_server.http(oip) as place:
+        endpoint = connect(f"http://{place}/v2/models/tiny")
+        np.testing.assert_array_equal(endpoint.infer(inputs()), oip.infer(inputs()))
+        endpoint.close()
+
+
+def test_grpc_with_an_answer_that_is_no_array_is_one_clear_fault(oip):
+    oip.datatype = "INT64"  # of twice as many bytes
+    with oip_server.grpc(oip) as place:
+        endpoint = connect(f"grpc://{place}/tiny")
+        with pytest.raises(DeviceError, match="its answer is not in the protocol's form: ValueError"):
+            endpoint.infer(inputs())
+        endpoint.close()
 
 
 def test_an_unknown_model_is_told_beside_those_that_are_there(oip):

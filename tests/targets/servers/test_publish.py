@@ -67,6 +67,16 @@ def test_versions_stand_beside_each_other_and_shared_files_are_the_newest(model,
     assert (dest / "net" / "1" / "model.onnx").stat().st_nlink == 1
 
 
+def test_a_server_that_runs_as_somebody_else_can_read_it_whatever_the_umask_is(model, tmp_path):
+    before = os.umask(0o077)
+    try:
+        publish(layout(model), tmp_path / "above" / "models", "net")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "above", *(tmp_path / "above").rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+
+
 def test_a_version_is_never_written_over(model, tmp_path):
     into = publish(layout(model, "one"), tmp_path / "models", "net")
     for occupied in (1, 2):

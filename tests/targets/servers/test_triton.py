@@ -187,3 +187,12 @@ def test_the_real_server_serves_a_fixed_batch(tmp_path):
         status, answer = ask(server.http, "tiny", body(ours.sample[:2]))
         assert (status, answer["outputs"][0]["shape"]) == (200, [2, 10])
         assert ask(server.http, "tiny", body(ours.sample[:1]))[0] == 400
+
+
+def test_the_warm_up_is_as_large_as_its_file_where_only_the_output_is_fixed(tmp_path):
+    def fixed_output(model):
+        model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2
+
+    made = layout(shipment(tmp_path, edit=fixed_output), Options())
+    assert len(made.shared["warmup/golden_sample"]) == 2 * 16 * 14 * 14 * 4
+    assert "dims: [ 2, 16, 14, 14 ]" in made.shared["config.pbtxt"].decode().partition("model_warmup")[2]

@@ -109,7 +109,10 @@ def test_a_converted_model_that_answers_otherwise_is_refused(tmp_path, monkeypat
         return model
 
     monkeypatch.setattr(version_converter, "convert_version", spoiled)
-    with pytest.raises(InputError, match="the converted model answers the golden sample otherwise, by up to"):
+    with pytest.raises(
+        InputError,
+        match=r"the converted model answers the golden sample otherwise, by up to .* units in the last place",
+    ):
         fitted(shipment(tmp_path), "triton", "23.05")
 
 
@@ -120,12 +123,50 @@ def test_without_a_golden_sample_nothing_is_proven(tmp_path):
 
 def test_equal_means_within_one_unit_in_the_last_place():
     a = np.array([1.0, -2.0, 0.0, np.nan], np.float32)
-    assert versions._close(a, a.copy())
+    assert versions._apart(a, a.copy()) == 0
     next_to = np.nextafter(a, np.float32(9))
-    assert versions._close(a, next_to)
-    assert not versions._close(a, np.nextafter(next_to, np.float32(9)))
-    assert not versions._close(a, a.astype(np.float64))
-    assert not versions._close(np.array([1]), np.array([2]))
+    assert versions._apart(a, next_to) == 1
+    assert versions._apart(a, np.nextafter(next_to, np.float32(9))) == 2
+    assert versions._apart(a, np.array([1.0, -2.0, 0.0, 1.0], np.float32)) == -1
+    assert versions._apart(a, a.astype(np.float64)) == -1
+    assert versions._apart(a, a[:2]) == -1
+    assert versions._apart(np.array([1]), np.array([2])) == -1
+    assert versions._apart(np.array([True]), np.array([True])) == 0
+
+
+def mean(noop):
+    def edit(model):
+        axes = onnx.numpy_helper.from_array(np.array([1], np.int64), "over")
+        model.graph.initializer.append(axes)
+        node = onnx.helper.make_node("ReduceMean", ["y", "over"], ["mean"], keepdims=0, noop_with_empty_axes=noop)
+        model.graph.node.append(node)
+        model.graph.output.append(onnx.helper.make_tensor_value_info("mean", onnx.TensorProto.FLOAT, ["batch"]))
+
+    return edit
+
+
+def test_an_attribute_that_only_says_the_default_does_not_hinder(tmp_path):
+    lower = fitted(shipment(tmp_path, edit=mean(0)), "triton", "22.12")
+    assert lower.model.opset == 17
+    with pytest.raises(InputError, match="converting it down failed: Unrecognized attribute: noop_with_empty_axes"):
+        fitted(shipment(tmp_path, edit=mean(1)), "triton", "22.12")
+
+
+@pytest.mark.parametrize("kind", [onnx.version_converter.ConvertError, onnx.shape_inference.InferenceError])
+def test_the_converters_own_errors_are_told(tmp_path, monkeypatch, kind):
+    def fails(model, opset):
+        raise kind("no adapter")
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", fails)
+    with pytest.raises(InputError, match="converting it down failed: no adapter"):
+        fitted(shipment(tmp_path), "triton", "23.05")
+
+
+def test_a_file_that_was_changed_meanwhile_is_not_converted(tmp_path):
+    ours = shipment(tmp_path)
+    ours.model.path.write_bytes(ours.model.path.read_bytes() + b"\0")
+    with pytest.raises(InputError, match="was changed while it was being shipped"):
+        fitted(ours, "triton", "23.05")
 
 
 def test_what_must_be_installed(tmp_path):
