@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from targets.errors import Fault, InputError, nearest
 from targets.wording import place, words
 
-__all__ = ["Document", "Frozen", "KeyPath", "faults_of", "parse", "read", "show_key", "validate"]
+__all__ = ["Document", "Frozen", "KeyPath", "faults_of", "overlaid", "parse", "read", "show_key", "validate"]
 
 
 class Frozen(BaseModel):
@@ -310,3 +310,12 @@ def faults_of(
         path = place(details["loc"], value, details["type"])
         found.append(doc.fault((*at, *path), *words(details, path, model, command)))
     return sorted(dict.fromkeys(found), key=lambda fault: fault.line)
+
+
+def overlaid(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Key by key, mappings within mappings too; anything else is replaced."""
+    both = dict(under)
+    for key, value in over.items():
+        mine = both.get(key)
+        both[key] = overlaid(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
+    return both

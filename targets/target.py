@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from targets import hardware
 from targets.budget import Budget
-from targets.documents import Document, Frozen, read, validate
+from targets.documents import Document, Frozen, overlaid, read, validate
 from targets.errors import Fault, InputError, nearest
 from targets.wording import show_value
 
@@ -309,13 +309,4 @@ def _over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if mine.get("provider", provider) != provider:
             kept = {k: v for k, v in runtime.items() if k not in ("options", "fallback", "fixed_shapes")}
             under = {**under, "runtime": kept}
-    return _merged(under, over)
-
-
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Key by key, mappings within mappings too; anything else is replaced."""
-    both = dict(under)
-    for key, value in over.items():
-        mine = both.get(key)
-        both[key] = _merged(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
-    return both
+    return overlaid(under, over)

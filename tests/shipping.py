@@ -23,8 +23,14 @@ from targets.errors import AttarError
 
 def attar_ship(*words):
     """Runs `attar ship`; its exit code, standard output and standard error."""
+    return run((ship,), words)
+
+
+def run(commands, words):
+    """Runs a command line where these commands are all there is."""
     app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(ship)
+    for command in commands:
+        app.command()(command)
     out, err = io.StringIO(), io.StringIO()
     with patch.dict(os.environ, {"NO_COLOR": "1"}), redirect_stdout(out), redirect_stderr(err):
         try:

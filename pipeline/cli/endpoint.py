@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.shared import AsJson, console, tell
+from pipeline.cli.shared import AsJson, console, say
 
 __all__ = ["probe"]
 
@@ -36,7 +36,7 @@ def probe(
     from pipeline.endpoint import probe as ask
     from pipeline.report.endpoint import render
 
-    found = ask(url, artifact, model=name, seconds=seconds, clients=clients, say=tell)
+    found = ask(url, artifact, model=name, seconds=seconds, clients=clients, say=say)
     console().print(render(found))
     if as_json:
         sys.stdout.write(found.model_dump_json(indent=1) + "\n")

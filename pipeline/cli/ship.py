@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.shared import AsJson, tell
+from pipeline.cli.shared import AsJson, say, tell
 
 if TYPE_CHECKING:
     from pipeline.ship import Shipped
@@ -83,7 +83,7 @@ def ship(
         return
     from pipeline.ship import ship as bring
 
-    found = bring(folder, to, Path(dest), name=name, options=options, even_if=even_if, load=load, say=tell)
+    found = bring(folder, to, Path(dest), name=name, options=options, even_if=even_if, load=load, say=say)
     _tell(found, folder)
     if as_json:
         sys.stdout.write(found.model_dump_json(indent=1) + "\n")
@@ -119,13 +119,13 @@ def _register(folder: Path, to: str, dest: str, name: str, even_if: str, insecur
     if to == "oci":
         from pipeline.registries.oci import push
 
-        digest = push(folder, dest, insecure=insecure, say=tell)
+        digest = push(folder, dest, insecure=insecure, say=say)
         found = {"version": 1, "to": to, "ref": dest, "digest": digest}
         tell(f"next: attar pull {dest} NEWDIR{' --insecure' if insecure else ''}; by digest: ...@{digest}")
     else:
         from pipeline.registries.mlflow import register
 
-        number = register(folder, dest, name, say=tell)
+        number = register(folder, dest, name, say=say)
         found = {"version": 1, "to": to, "uri": dest, "model_version": number}
     if as_json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")

@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from targets.documents import overlaid
 from targets.errors import Fault, InputError
 from targets.servers import triton
 from targets.servers.shipment import Layout, Options, Shipment
@@ -93,7 +94,7 @@ def _over(service: dict[str, Any], file: str) -> Callable[[bytes | None], bytes]
 
     def merged(there: bytes | None) -> bytes:
         old = _read(there, file)
-        new = _merged(copy.deepcopy(service), old)
+        new = overlaid(copy.deepcopy(service), old)
         # What follows from this shipment is the shipment's.
         new["metadata"]["annotations"]["attar/sha256"] = service["metadata"]["annotations"]["attar/sha256"]
         mine, model = service["spec"]["predictor"]["model"], new["spec"]["predictor"]["model"]
@@ -104,15 +105,6 @@ def _over(service: dict[str, Any], file: str) -> Callable[[bytes | None], bytes]
         return (_HEAD.format(file=file) + yaml.safe_dump(new, sort_keys=False)).encode()
 
     return merged
-
-
-def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Key by key, mappings within mappings too."""
-    both = dict(under)
-    for key, value in over.items():
-        mine = both.get(key)
-        both[key] = _merged(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
-    return both
 
 
 def _read(there: bytes | None, file: str) -> dict[str, Any]:

@@ -1,30 +1,15 @@
 """What the tests of an artifact's papers share: its commands, run in this process, and keys made by openssl."""
 
-import io
-import os
 import subprocess
-from contextlib import redirect_stderr, redirect_stdout
-from unittest.mock import patch
 
-import typer
+from shipping import run
 
 from pipeline.cli.evidence import bom, pull, sign, verify
-from targets.errors import AttarError
 
 
 def attar(*words):
     """Runs one of the commands; its exit code, standard output and standard error."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    for command in (verify, sign, bom, pull):
-        app.command()(command)
-    out, err = io.StringIO(), io.StringIO()
-    with patch.dict(os.environ, {"NO_COLOR": "1"}), redirect_stdout(out), redirect_stderr(err):
-        try:
-            code = app(list(map(str, words)), standalone_mode=False)
-        except AttarError as error:
-            code = error.exit_code
-            err.write(str(error))
-    return code or 0, out.getvalue(), err.getvalue()
+    return run((verify, sign, bom, pull), words)
 
 
 def openssl(*words):
