@@ -56,7 +56,8 @@ class Derived:
     def of(module: nn.Module, program: ExportedProgram, model: ModelProto) -> Derived:
         """From an export. Values and weights have the program's names there: see `stages.export`."""
         shadow = deepcopy(module)
-        places = {t.name: place for t in model.graph.initializer if (place := _place(t, shadow)) is not None}
+        own = shadow.state_dict()
+        places = {t.name: place for t in model.graph.initializer if (place := _place(t, shadow, own)) is not None}
         return Derived(module, model, shadow, places, dict(_ends(program, model.graph)))
 
     def cut(self, surgery: Sequence[Surgery], examples: Floats) -> ModelProto | None:
@@ -102,11 +103,11 @@ class Derived:
                         attribute.i = layer.groups
 
 
-def _place(tensor: TensorProto, shadow: nn.Module) -> tuple[str, bool] | None:
-    """Where an initializer belongs in the network, which takes its values."""
+def _place(tensor: TensorProto, shadow: nn.Module, own: Mapping[str, torch.Tensor]) -> tuple[str, bool] | None:
+    """Where an initializer belongs in the network, whose tensors are `own` and which takes its values."""
     if tensor.data_type != TensorProto.FLOAT:
         return None
-    own, name = shadow.state_dict(), tensor.name
+    name = tensor.name
     values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
     if name in own and own[name].shape == values.shape:
         own[name].copy_(values)
