@@ -43,11 +43,11 @@ from targets.measure import outputs
 from targets.probe.session import create
 from targets.servers import SERVERS
 from targets.servers.agreement import compare, grain_of
+from targets.servers.lowering import fitted
 from targets.servers.protocol import connect
 from targets.servers.protocol_http import request
 from targets.servers.publish import publish
 from targets.servers.shipment import Options, Shipment
-from targets.servers.versions import fitted
 from targets.statistics import Interval, mean_interval, paired_ratio, quantile_interval
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,10 +123,23 @@ def complete(data: bytes) -> bool:
         return False
     if not head.startswith(b"HTTP/1.1 200"):
         raise RuntimeError(f"the server answered {data[:300]!r}")
-    length = next((line[15:] for line in head.split(b"\r\n") if line[:15].lower() == b"content-length:"), None)
-    if length is None:
+    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
+    if fields.get(b"transfer-encoding") == b"chunked":
+        return whole(body)
+    if b"content-length" not in fields:
         raise RuntimeError(f"the server tells no length: {head!r}")
-    return len(body) >= int(length)
+    return len(body) >= int(fields[b"content-length"])
+
+
+def whole(body: bytes) -> bool:
+    """Whether the chunks of an answer are there, up to the empty one that ends it."""
+    while True:
+        size, gap, rest = body.partition(b"\r\n")
+        if not gap or len(rest) < int(size, 16) + 2:
+            return False
+        if not int(size, 16):
+            return True
+        body = rest[int(size, 16) + 2 :]
 
 
 SESSIONS = {}

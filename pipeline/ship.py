@@ -28,9 +28,9 @@ from targets.errors import Fault, InputError, nearest
 from targets.servers import SERVERS, client
 from targets.servers.control import Control
 from targets.servers.disk import HIDDEN
+from targets.servers.lowering import fitted
 from targets.servers.publish import publish
 from targets.servers.shipment import Layout, Options, Shipment
-from targets.servers.versions import fitted
 from targets.target import Target
 
 __all__ = ["Shipped", "ship", "shipment"]

@@ -13,8 +13,8 @@ from shipments import ask, body, put, shipment, values
 
 from targets.errors import InputError
 from targets.servers.kserve import STORAGE, layout
+from targets.servers.lowering import fitted
 from targets.servers.shipment import Options
-from targets.servers.versions import fitted
 
 PUBLISHED = json.loads((Path(__file__).parent / "schemas" / "kserve_inferenceservice.json").read_text(encoding="utf-8"))
 FILE = "tiny.inferenceservice.yaml"
