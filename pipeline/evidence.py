@@ -1,8 +1,9 @@
 """Whether an artifact's folder is as the run left it.
 
-    SHA256SUMS      digests of all other files, as `sha256sum` writes them: `sha256sum -c SHA256SUMS` needs no attar
-    manifest.json   digests of the files that were there before it; of recipe, data, teacher and float baseline
-    model.sig       who vouches for all of it, if somebody signed (`pipeline.signing`); in no list, for it comes last
+    SHA256SUMS          digests of all other files: `sha256sum -c SHA256SUMS` checks them without attar
+    manifest.json       digests of the files that were there before it; of recipe, data, teacher and float baseline
+    model.sig           who vouches for all of it, if somebody signed (`pipeline.signing`); in no list: it comes last
+    LAYOUT.SHA256SUMS   in a published version: digests of what the server's layout added, such as MLServer's class
 
 Digests show that nothing changed by accident. Whoever can write into the folder can write new digests, too: where it
 comes from is shown by a signature alone, checked with a key that came another way.
@@ -13,9 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,44 +22,35 @@ from typing import Any, TypeVar
 
 from pipeline import digests
 from targets.errors import Fault, InputError
+from targets.files import NotPlainError, opened
+from targets.sha256sums import LAYOUT, SUMS, parsed, render
 
 __all__ = [
+    "CACHE",
+    "LAYOUT",
     "MANIFEST",
     "MODEL",
     "SIGNATURE",
     "SUMS",
+    "cached",
     "contents",
     "files",
+    "laid",
     "listed",
     "manifest",
-    "others",
-    "published",
-    "render",
+    "matches",
+    "strays",
     "sums",
     "verified",
 ]
 
-SUMS, SIGNATURE, MANIFEST, MODEL = "SHA256SUMS", "model.sig", "manifest.json", "model.onnx"
+SIGNATURE, MANIFEST, MODEL = "model.sig", "manifest.json", "model.onnx"
+
+CACHE = "__pycache__"
+"""Where Python keeps what it made of a layout's code, once a server ran that."""
 
 T = TypeVar("T")
-_LINE = re.compile(r"([0-9a-f]{64})  ([^/\\\n\0]+)\n")
 _AGAIN = "take the folder again from the run, or from where it was published"
-
-
-def render(files: Mapping[str, str]) -> bytes:
-    """SHA256SUMS of digests by file name: a line "DIGEST  NAME" each, by name.
-
-    https://www.gnu.org/software/coreutils/manual/html_node/cksum-output-modes.html: "untagged"; names that it would
-    have to escape are refused.
-
-    Raises:
-        InputError: a name with a slash, a backslash or what cannot be printed; or one with no digest.
-    """
-    lines = {name: f"{digest}  {name}\n" for name, digest in sorted(files.items())}
-    for name, line in lines.items():
-        if not _LINE.fullmatch(line) or not name.isprintable() or name in (".", ".."):
-            raise InputError(f"{name!r} cannot be the name of an artifact's file", help="rename it, or take it away")
-    return "".join(lines.values()).encode()
 
 
 def sums(folder: Path) -> bytes:
@@ -73,16 +63,15 @@ def sums(folder: Path) -> bytes:
     return render({name: hashlib.sha256(contents(folder / name)).hexdigest() for name in names})
 
 
-def verified(folder: Path, *, beside: bool = False) -> tuple[Fault, ...]:
-    """What is not as it was when the run wrote it: empty if all is.
+def verified(folder: Path) -> tuple[Fault, ...]:
+    """What is not as it was when the run, or `attar ship`, wrote it: empty if all is.
 
-    Every listed file is there, is a regular file with one name, and has its digest; nothing else is there; the
-    manifest agrees with the files, and the model loads. A folder that an attar without SHA256SUMS wrote is held
-    against the digests in its manifest, of which there is none itself: see `listed`.
+    Every listed file is there, is a regular file with one name, and has its digest; nothing else is there (see
+    `cached`); the manifest agrees with the files, and the model loads. A folder that an attar without SHA256SUMS wrote
+    is held against the digests in its manifest, of which there is none itself: see `listed`.
 
     Args:
-        folder: RUN/TARGET, or a published version.
-        beside: there may be other files, which a server's layout adds: `others` names them.
+        folder: RUN/TARGET, or a published version, whatever it is called.
 
     Raises:
         InputError: there is no such folder, or no artifact in it.
@@ -93,15 +82,38 @@ def verified(folder: Path, *, beside: bool = False) -> tuple[Fault, ...]:
         if name in names:
             _try(partial(contents, folder / name), faults)
     want = _try(partial(listed, folder), faults) if not faults else None
-    if want is None:
+    added = _try(partial(laid, folder), faults)
+    if want is None or added is None:
         return tuple(faults)
-    for name in want:
-        _try(partial(_compare, folder / name, want[name]), faults)
-    for name in () if beside else others(folder):
-        faults.append(_fault(folder / name, "is in no list: it was added later", f"take it away, or {_AGAIN}"))
+    for name in sorted({LAYOUT, *added} & {*want, MANIFEST, SUMS, SIGNATURE}):
+        faults.append(_fault(folder / name, f"is no file that both {SUMS} and {LAYOUT} may speak of"))
+    faults += matches(folder, {**added, **want})
+    known = {*want, MANIFEST, SUMS, SIGNATURE, LAYOUT, *added} | ({CACHE} if cached(folder) else set())
+    faults += strays(folder, known)
     if not faults:
         _try(partial(_agrees, folder, want), faults)
     return tuple(faults)
+
+
+def matches(folder: Path, want: Mapping[str, str]) -> list[Fault]:
+    """Files that have not the digests written down for them; names may lead into folders below."""
+    faults: list[Fault] = []
+    for name, digest in want.items():
+        _try(partial(_compare, folder, name, digest), faults)
+    return faults
+
+
+def strays(folder: Path, known: Iterable[str]) -> list[Fault]:
+    """What lies there and is none of these names. A folder in which one of them lies is looked into."""
+    known = {*known}
+    faults = []
+    for entry in sorted(folder.iterdir()):
+        below = {name.partition("/")[2] for name in known if name.startswith(f"{entry.name}/")}
+        if below and entry.is_dir() and not entry.is_symlink():
+            faults += strays(entry, below)
+        elif entry.name not in known:
+            faults.append(_fault(entry, "is in no list: it was added later", f"take it away, or {_AGAIN}"))
+    return faults
 
 
 def listed(folder: Path) -> dict[str, str]:
@@ -123,33 +135,39 @@ def listed(folder: Path) -> dict[str, str]:
         except InputError as error:
             raise InputError(_fault(folder / MANIFEST, f"lists what it cannot: {error.faults[0].what}")) from None
         return dict(files)
-    text = contents(path)
-    lines = [_LINE.fullmatch(line) for line in text.decode(errors="replace").splitlines(keepends=True)]
-    found = {match[2]: match[1] for match in lines if match}
-    if None in lines or render(found) != text:
-        raise InputError(_fault(path, "is not as attar wrote it: a line of it is damaged, or moved"))
+    listing = _parsed(path)
     for name in (MANIFEST, MODEL):
-        if name not in found:
+        if name not in listing:
             raise InputError(_fault(path, f"does not list {name}"))
-    return found
+    return listing
+
+
+def laid(folder: Path, *, deep: bool = False) -> dict[str, str]:
+    """Digests by name of what a server's layout added to a folder; empty where it added nothing.
+
+    Args:
+        deep: names may lead into folders below, as in the folder of a model.
+
+    Raises:
+        InputError: the list is damaged.
+    """
+    path = folder / LAYOUT
+    return _parsed(path, deep) if os.path.lexists(path) else {}
 
 
 def files(folder: Path) -> tuple[str, ...]:
-    """All that belongs to an artifact: what is listed, the lists, and the signature if there is one."""
-    lists = [name for name in (SUMS, SIGNATURE) if os.path.lexists(folder / name)]
-    return tuple(sorted({*listed(folder), MANIFEST, *lists}))
+    """All that belongs to an artifact or a published version: what is listed, the lists, and the signature."""
+    lists = [name for name in (SUMS, LAYOUT, SIGNATURE) if os.path.lexists(folder / name)]
+    return tuple(sorted({*listed(folder), MANIFEST, *laid(folder), *lists}))
 
 
-def others(folder: Path) -> tuple[str, ...]:
-    """What lies in the folder and does not belong to the artifact."""
-    return tuple(sorted({entry.name for entry in folder.iterdir()} - {*files(folder), SUMS, SIGNATURE}))
-
-
-def published(folder: Path) -> bool:
-    """Whether this is a version of a published model: its folder is called by a number, as every server wants it, and
-    does not lie in a run's, whose targets may be called so as well."""
-    folder = folder.resolve()
-    return folder.name.isdecimal() and not (folder.parent / "recipe.lock").exists()
+def cached(folder: Path) -> bool:
+    """Whether a server's Python left what it made of the layout's code there, and nothing else with it."""
+    path = folder / CACHE
+    stems = tuple(name.removesuffix("py") for name in laid(folder) if name.endswith(".py"))
+    if not stems or path.is_symlink() or not path.is_dir():
+        return False
+    return all(entry.name.startswith(stems) and not entry.is_symlink() and entry.is_file() for entry in path.iterdir())
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -169,28 +187,21 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def contents(path: Path) -> bytes:
-    """What a file holds. It is opened without following a link, and looked at only through the open file.
+    """What a file holds; see `targets.files.opened`.
 
     Raises:
         InputError: it is missing, a link, no regular file, has several names, or cannot be read.
     """
-
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-
     try:
-        with open(path, "rb", opener=opener) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(_fault(path, "is no regular file"))
-            if status.st_nlink > 1:
-                raise InputError(_fault(path, f"has {status.st_nlink} names (hard links): others may change it"))
+        with opened(path) as file:
             return file.read()
     except FileNotFoundError:
-        raise InputError(_fault(path, "is missing")) from None
+        what = "is missing"
+    except NotPlainError as error:
+        what = str(error)
     except OSError as error:
-        what = "is a symbolic link" if path.is_symlink() else f"is no regular file, or cannot be read: {error.strerror}"
-        raise InputError(_fault(path, what)) from None
+        what = f"is no regular file, or cannot be read: {error.strerror}"
+    raise InputError(_fault(path, what))
 
 
 def _names(folder: Path) -> set[str]:
@@ -207,7 +218,18 @@ def _names(folder: Path) -> set[str]:
     return names
 
 
-def _compare(path: Path, want: str) -> None:
+def _parsed(path: Path, deep: bool = False) -> dict[str, str]:
+    found = parsed(contents(path), deep=deep)
+    if found is None:
+        raise InputError(_fault(path, "is not as attar wrote it: a line of it is damaged, or moved"))
+    return found
+
+
+def _compare(folder: Path, name: str, want: str) -> None:
+    path = folder / name
+    for above in path.parents[: name.count("/")]:
+        if above.is_symlink():
+            raise InputError(_fault(above, "is a symbolic link"))
     if hashlib.sha256(contents(path)).hexdigest() != want:
         raise InputError(_fault(path, "was changed: it has another digest than is written down for it"))
 

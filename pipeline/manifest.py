@@ -6,6 +6,8 @@ is checked before anything is made of it: names become folders and tags, numbers
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +20,7 @@ from targets.documents import Frozen
 from targets.errors import Fault, InputError
 from targets.target import Target
 
-__all__ = ["Data", "Manifest", "parse", "read"]
+__all__ = ["Data", "Manifest", "formed", "parse", "read"]
 
 
 class _Part(Frozen, extra="ignore"):
@@ -98,6 +100,8 @@ class Manifest(_Part):
     model: _Model
     test: dict[str, _Number]
     measured: dict[str, _Number]
+    environment: dict[str, Any]
+    candidate: str
     files: dict[str, str]
     lineage: tuple[_Step, ...]
     recipe: _Recipe
@@ -119,11 +123,22 @@ def read(folder: Path) -> Manifest:
 
 def parse(data: bytes, path: Path) -> Manifest:
     """A manifest's bytes, which came from `path`; see `read`."""
-    try:
+    with formed(path):
         return Manifest.model_validate_json(data, strict=True)
+
+
+@contextmanager
+def formed(path: Path, part: str = "") -> Iterator[None]:
+    """What pydantic has against the manifest at `path`, or a part of it, as the fault of its reader.
+
+    Raises:
+        InputError: with the first place that is wrong, "data.preprocessing.mean".
+    """
+    try:
+        yield
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(map(str, (*filter(None, [part]), *first["loc"])))
         help = "another version of attar made it: run its recipe again with this one (`attar run`)"
         what = f"is no manifest that this attar reads: {first['msg']}"
         raise InputError(Fault(what, where, str(path), help=help)) from None

@@ -32,12 +32,12 @@ from pipeline.recipe import Recipe
 from pipeline.report import html, markdown, model
 from pipeline.report.model import CandidateRow, CheckRow, Report, StepRow, TargetRow, numbers
 from pipeline.runner import Runner
-from pipeline.store import write_atomically
 from pipeline.validate import BASELINE
 from targets import artifact
 from targets.budget import Measurement, worst
 from targets.energy import Spent, payback, together
 from targets.errors import InputError
+from targets.files import write_atomically
 
 __all__ = ["failed", "prepared", "report_of", "swap_in", "write"]
 

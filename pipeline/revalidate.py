@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from pipeline import digests, reference
+from pipeline import evidence, reference
+from pipeline.manifest import Manifest, read
 from pipeline.report.model import CheckRow, Number, numbers
 from pipeline.validate import (
     BASELINE,
@@ -67,21 +68,6 @@ class Revalidation(Frozen):
     raw: dict[str, Any] = Field(description="samples, as measurements.json has them")
 
 
-class _Manifest(Frozen, extra="ignore"):
-    """What is needed of a manifest; the rest is left alone."""
-
-    version: Literal[1]
-    verdict: Verdict
-    target: Target
-    checks: tuple[CheckRow, ...]
-    candidate: str
-    files: dict[str, str]
-    test: dict[str, Number]
-    measured: dict[str, Number]
-    environment: dict[str, Any]
-    data: dict[str, Any]
-
-
 def revalidate(
     folder: Path,
     target: Target | None = None,
@@ -105,11 +91,13 @@ def revalidate(
         InputError: the folder is no artifact's, or was changed; the recipe's data are not those of the manifest.
         DeviceError: the device did not answer, or refused the model.
     """
-    manifest = _manifest(folder)
+    if faults := evidence.verified(folder):
+        raise InputError(faults)
+    manifest = read(folder)
     ours = (target or manifest.target).model_copy(update={"budget": manifest.target.budget})
     ours = moved(ours, at) if at else ours
     device = connect(ours) if device is None else device
-    model, kept = folder / "model.onnx", reference.load(folder / reference.NAME)
+    model, kept = folder / evidence.MODEL, reference.load(folder / reference.NAME)
     examples, found = _accuracy(ours, manifest, model, kept, recipe, device, say)
     models = {"artifact": model} | ({BASELINE: against} if against else {})
     confidence = ours.meter.confidence
@@ -134,11 +122,11 @@ def revalidate(
         verdict_then=manifest.verdict,
         candidate=manifest.candidate,
         target=ours.name,
-        sha256=manifest.files["model.onnx"],
+        sha256=manifest.model.sha256,
         checks=tuple(CheckRow(**asdict(check)) for check in checks),
         then=manifest.checks,
         measured=numbers(found),
-        before=manifest.measured | manifest.test,
+        before={**manifest.measured, **manifest.test},
         findings=tuple(told),
         changed=_changed(manifest.environment, measured.environment),
         examples=examples,
@@ -148,35 +136,9 @@ def revalidate(
     )
 
 
-def _manifest(folder: Path) -> _Manifest:
-    """The manifest, once every file in the folder is what it says."""
-    path = folder / "manifest.json"
-    help = "give the folder of an artifact: RUN/TARGET, as `attar run` left it"
-    try:
-        manifest = _Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(Fault("no such file", file=str(path), help=help)) from None
-    except OSError as error:
-        raise InputError(Fault(f"cannot be read: {error.strerror}", file=str(path), help=help)) from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        if where:  # a manifest, and not of this form
-            help = "another version of attar made it: run its recipe again with this one (`attar run`)"
-        raise InputError(
-            Fault(f"is no manifest that this attar reads: {first['msg']}", where, str(path), help=help)
-        ) from None
-    for name in ("model.onnx", reference.NAME):
-        want = manifest.files.get(name)
-        if want is None or not (folder / name).is_file() or digests.of_file(folder / name) != want:
-            what = "is not the file that the manifest names" if (folder / name).exists() else "is missing"
-            raise InputError(Fault(what, file=str(folder / name), help="take the folder from the run again"))
-    return manifest
-
-
 def _accuracy(
     target: Target,
-    manifest: _Manifest,
+    manifest: Manifest,
     model: Path,
     kept: reference.Reference,
     recipe: Path | None,
@@ -198,7 +160,7 @@ def _accuracy(
 
         loaded, document = load(recipe)
         data = load_data(loaded.data, document.folder, loaded.seed)
-        if data.digest != manifest.data.get("digest"):
+        if data.digest != manifest.data.digest:
             what = "its data are not those that the artifact was judged on (another digest)"
             raise InputError(Fault(what, "data", str(recipe), help="leave --recipe out to use the reference examples"))
         examples, labels = f"the whole test split, {n:,} examples", data.test.labels

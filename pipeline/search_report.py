@@ -22,9 +22,9 @@ from pipeline.judging import Outcome
 from pipeline.report import search_html, search_markdown
 from pipeline.report.model import CheckRow, Number, numbers
 from pipeline.report.search_model import FoundRow, PickRow, Search, SearchTarget, TrialRow
-from pipeline.store import write_atomically
 from pipeline.validate import BASELINE, read
 from targets.budget import Measurement, worst
+from targets.files import write_atomically
 from targets.target import Target
 
 __all__ = ["MARK", "command", "found", "pick", "ranked", "target_row", "write"]

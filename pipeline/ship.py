@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +20,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError
 
-from pipeline import evidence, reference
+from pipeline import evidence, reference, signing
+from pipeline.manifest import formed, read
 from pipeline.takeover import proven
 from stages.data import Preprocessing
 from targets import artifact
@@ -31,6 +34,8 @@ from targets.servers.disk import HIDDEN
 from targets.servers.lowering import fitted
 from targets.servers.publish import publish
 from targets.servers.shipment import Layout, Options, Shipment
+from targets.servers.versions import assumed
+from targets.sha256sums import render
 from targets.target import Target
 
 __all__ = ["Shipped", "ship", "shipment"]
@@ -58,31 +63,12 @@ class Shipped(Frozen):
     notes: tuple[str, ...] = ()
 
 
-class _Data(Frozen, extra="ignore"):
-    classes: tuple[str, ...] = ()
-    preprocessing: Preprocessing = Field(default_factory=Preprocessing)
-
-
-class _Named(Frozen, extra="ignore"):
-    name: str = ""
-
-
-class _Manifest(Frozen, extra="ignore"):
-    """What is needed of a manifest; the rest is left alone."""
-
-    version: Literal[1]
-    verdict: Verdict
-    target: Target
-    data: _Data
-    recipe: _Named
-
-
-def shipment(folder: Path, name: str = "", *, even_if: str = "") -> Shipment:
+def shipment(folder: Path, name: str | None = None, *, even_if: str = "") -> Shipment:
     """Reads an artifact that is to leave.
 
     Args:
-        folder: RUN/TARGET, as `attar run` left it.
-        name: of the model on the server; empty: the recipe's.
+        folder: RUN/TARGET, as `attar run` left it, or a published version.
+        name: of the model on the server; None: the recipe's.
         even_if: the worst verdict that may leave: "inconclusive" or "missed"; empty: only what is met.
 
     Raises:
@@ -91,20 +77,22 @@ def shipment(folder: Path, name: str = "", *, even_if: str = "") -> Shipment:
     return _judged(folder, name, even_if)[0]
 
 
-def _judged(folder: Path, name: str, even_if: str) -> tuple[Shipment, Verdict]:
+def _judged(folder: Path, name: str | None, even_if: str) -> tuple[Shipment, Verdict]:
     """See `shipment`; and its verdict."""
-    if faults := evidence.verified(folder, beside=evidence.published(folder)):
+    if faults := evidence.verified(folder):
         raise InputError(faults)
-    manifest = _manifest(folder)
+    manifest = read(folder)
+    with formed(folder / evidence.MANIFEST, "data.preprocessing"):
+        steps = Preprocessing.model_validate(manifest.data.preprocessing or {})
     _allowed(folder, manifest.verdict, even_if)
     kept = reference.load(folder / reference.NAME)
-    chosen = name or manifest.recipe.name
+    chosen = manifest.recipe.name if name is None else name
     try:
         Target(name=chosen)  # the same rule: letters, digits, - _ and .
     except ValidationError:
-        what = f"{chosen!r} must be letters, digits, - _ and ., a letter or digit first: it names a folder"
-        raise InputError(Fault(what, "--name")) from None
-    papers = {file: evidence.contents(folder / file) for file in evidence.files(folder) if file != evidence.MODEL}
+        told = repr(chosen) if len(chosen) <= 100 else f"{chosen[:40]!r}... ({len(chosen)} characters)"
+        what = f"{told} must be letters, digits, - _ and ., a letter or digit first, 100 at most: it names a folder"
+        raise InputError(Fault(what, "--name", help="leave it out for the recipe's own")) from None
     model = artifact.load(folder / evidence.MODEL)
     _of_the_model(folder, kept, model)
     ours = Shipment(
@@ -112,12 +100,21 @@ def _judged(folder: Path, name: str, even_if: str) -> tuple[Shipment, Verdict]:
         model=model,
         target=manifest.target,
         labels=manifest.data.classes,
-        preprocessing=manifest.data.preprocessing.model_dump(mode="json", exclude_unset=True),
+        preprocessing=steps.model_dump(mode="json", exclude_unset=True),
         sample=kept.inputs,
         answers=kept.outputs,
-        papers=papers,
+        papers=_papers(folder),
     )
     return ours, manifest.verdict
+
+
+def _papers(folder: Path) -> dict[str, bytes]:
+    """The artifact's own files but the model: what a server's layout added to a published version stays behind, and so
+    does a signature that covers it."""
+    stay = {evidence.MODEL, evidence.LAYOUT, *evidence.laid(folder)}
+    if evidence.LAYOUT in signing.named(folder):
+        stay.add(evidence.SIGNATURE)
+    return {file: evidence.contents(folder / file) for file in evidence.files(folder) if file not in stay}
 
 
 def _of_the_model(folder: Path, kept: reference.Reference, model: artifact.Artifact) -> None:
@@ -138,7 +135,7 @@ def ship(
     server: str,
     dest: Path,
     *,
-    name: str = "",
+    name: str | None = None,
     options: Options | None = None,
     even_if: str = "",
     load: str = "",
@@ -149,7 +146,7 @@ def ship(
     Args:
         folder: RUN/TARGET.
         server: one of `targets.servers.SERVERS`.
-        dest: the server's model repository.
+        dest: the server's model repository; not in a run's folder, nor in an artifact's or a model's.
         load: http://host:port of a Triton that reads `dest` and was started with --model-control-mode=explicit.
         say: told what is done.
 
@@ -165,10 +162,12 @@ def ship(
     if load and server != "triton":
         raise InputError(Fault(f"{server} takes no request to load a model", "--load", help="leave --load out"))
     found, verdict = _judged(folder, name, even_if)
+    _apart(dest, found.name)
     ours = fitted(found, server, options.server_version)
     ours = _marked(found, ours, server, verdict)
     layout = _sealed(SERVERS[server](ours, options), ours)
     layout = replace(layout, shared={**layout.shared, "client.py": client.source(ours, layout)})
+    notes = (assumed(server, options.server_version), *layout.notes)
     if load:
         candidate = replace(ours, name=f"{HIDDEN}candidate-{ours.name}")
         trial = _sealed(SERVERS[server](candidate, options), candidate)
@@ -185,8 +184,24 @@ def ship(
         proven=words,
         loaded=load and Control(load).url,
         replaced=before,
-        notes=tuple(note.replace("DEST", str(dest)) for note in layout.notes),
+        notes=tuple(note.replace("DEST", shlex.quote(str(dest))) for note in notes if note),
     )
+
+
+def _apart(dest: Path, name: str) -> None:
+    """Refuses a repository in a folder whose files are accounted for: one more would spoil it."""
+    at = Path(os.path.realpath(dest))
+    for folder in (at / name, at, *at.parents):
+        kind = ""
+        if os.path.lexists(folder / "recipe.lock"):
+            kind = "is a run's folder"
+        elif all(os.path.lexists(folder / file) for file in (evidence.MANIFEST, evidence.MODEL)):
+            kind = "is an artifact's folder"
+        elif folder != at / name and os.path.lexists(folder / evidence.LAYOUT):
+            kind = "is the folder of a published model"
+        if kind:
+            help = "give a folder of its own, such as models/; `attar ship` makes it"
+            raise InputError(Fault(f"{kind}: a model repository in it would spoil it", file=str(folder), help=help))
 
 
 def _allowed(folder: Path, verdict: Verdict, even_if: str) -> None:
@@ -198,19 +213,6 @@ def _allowed(folder: Path, verdict: Verdict, even_if: str) -> None:
         what = f"its verdict is {verdict}, not {bound}"
         help = f"see why in manifest.json; --even-if {verdict} ships it nevertheless, and its manifest will say so"
         raise InputError(Fault(what, file=str(folder), help=help))
-
-
-def _manifest(folder: Path) -> _Manifest:
-    path = folder / evidence.MANIFEST
-    try:
-        return _Manifest.model_validate_json(evidence.contents(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        help = "another version of attar made it: run its recipe again with this one (`attar run`)"
-        raise InputError(
-            Fault(f"is no manifest that this attar reads: {first['msg']}", where, str(path), help=help)
-        ) from None
 
 
 def _marked(found: Shipment, ours: Shipment, server: str, verdict: Verdict) -> Shipment:
@@ -230,7 +232,7 @@ def _marked(found: Shipment, ours: Shipment, server: str, verdict: Verdict) -> S
         manifest |= {"model": facts, "files": {**manifest["files"], evidence.MODEL: ours.model.sha256}}
     papers[evidence.MANIFEST] = (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in papers.items()}
-    papers[evidence.SUMS] = evidence.render({**digests, evidence.MODEL: ours.model.sha256})
+    papers[evidence.SUMS] = render({**digests, evidence.MODEL: ours.model.sha256})
     return replace(ours, papers=papers)
 
 

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import evidence
-from pipeline.store import write_atomically
 from targets.errors import Fault, InputError
+from targets.files import write_atomically
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-__all__ = ["MAKE_KEY", "PUBLIC_KEY", "fingerprint", "sign", "unsigned"]
+__all__ = ["MAKE_KEY", "PUBLIC_KEY", "fingerprint", "named", "sign", "unsigned"]
 
 MAKE_KEY = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem"
 PUBLIC_KEY = "openssl pkey -in key.pem -pubout -out key.pub.pem"
@@ -43,6 +43,8 @@ _PAYLOAD = "application/vnd.in-toto+json"
 
 def sign(folder: Path, key: Path) -> Path:
     """Signs all that lies in an artifact's folder; a signature that was there is replaced.
+
+    In a published version that is what the server's layout added, too, but for what its Python wrote.
 
     Args:
         folder: of an artifact whose digests hold (`evidence.verified`).
@@ -62,7 +64,7 @@ def sign(folder: Path, key: Path) -> Path:
         hashes: Any = hashing.Config  # its constructors have no types
         signs: Any = signing.Config
         every = hashes().use_file_serialization(hashing_algorithm="sha256", allow_symlinks=False)
-        every.set_ignored_paths(paths=[evidence.SIGNATURE], ignore_git_paths=False)
+        every.set_ignored_paths(paths=[evidence.SIGNATURE, evidence.CACHE], ignore_git_paths=False)
         made = Path(aside) / evidence.SIGNATURE
         try:
             signs().use_elliptic_key_signer(private_key=key).set_hashing_config(every).sign(folder, made)
@@ -77,9 +79,10 @@ def sign(folder: Path, key: Path) -> Path:
 
 
 def unsigned(folder: Path, key: Path) -> tuple[Fault, ...]:
-    """Why the folder is not signed by a key: empty if it is, every listed file of it.
+    """Why the folder is not signed by a key: empty if it is, every file of the artifact.
 
-    Files that are in no list are `evidence.verified`'s matter.
+    A signature that was given before the artifact was shipped holds for the artifact; what a server's layout added is
+    in another list, which `named` does not hold then. Files that are in no list are `evidence.verified`'s matter.
 
     Args:
         key: public, in a PEM file.
@@ -108,6 +111,13 @@ def unsigned(folder: Path, key: Path) -> tuple[Fault, ...]:
     return _uncovered(folder, bundle)
 
 
+def named(folder: Path) -> frozenset[str]:
+    """Files that the signature says it covers, as it lies there, unchecked; none without one, or with a damaged one."""
+    path = folder / evidence.SIGNATURE
+    bundle = _bundle(evidence.contents(path)) if os.path.lexists(path) else None
+    return frozenset() if bundle is None else _covered(bundle)
+
+
 def fingerprint(key: EllipticCurvePublicKey) -> str:
     """SHA-256 of a public key as a PEM file has it: what a signature says of the key that made it."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -131,13 +141,21 @@ def _holds(folder: Path, signature: Path, key: Path) -> bool:
 
 
 def _uncovered(folder: Path, bundle: Any) -> tuple[Fault, ...]:
-    """Listed files that the signed statement does not name."""
-    statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
-    covered = {resource["name"] for resource in statement["predicate"]["resources"]}
-    want = {*evidence.listed(folder), evidence.MANIFEST} | (
-        {evidence.SUMS} if (folder / evidence.SUMS).exists() else set()
-    )
+    """Listed files that the signed statement does not name; of the layout's only where it names their list."""
+    covered = _covered(bundle)
+    want = {*evidence.files(folder)} - {evidence.SIGNATURE}
+    if evidence.LAYOUT not in covered:
+        want -= {evidence.LAYOUT, *evidence.laid(folder)}
     return tuple(_fault(folder / name, "is not covered by the signature") for name in sorted(want - covered))
+
+
+def _covered(bundle: Any) -> frozenset[str]:
+    """Names of the files in the signed statement."""
+    try:
+        statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+        return frozenset(str(resource["name"]) for resource in statement["predicate"]["resources"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return frozenset()
 
 
 def _bundle(text: bytes) -> Any:
@@ -168,7 +186,7 @@ def _bundle(text: bytes) -> Any:
 
 
 def _private(path: Path) -> None:
-    from_file = _key(path)
+    from_file = _key(path, f"--key takes the private key to sign with; a new one: {MAKE_KEY}")
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -187,7 +205,7 @@ def _private(path: Path) -> None:
 
 
 def _public(path: Path) -> EllipticCurvePublicKey:
-    from_file = _key(path)
+    from_file = _key(path, f"--key takes the public key of who signed it, which they get by: {PUBLIC_KEY}")
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -203,8 +221,8 @@ def _public(path: Path) -> EllipticCurvePublicKey:
     return _check_curve(path, key)
 
 
-def _key(path: Path) -> bytes:
-    """The bytes of a key's file, once it is known that something can be done with them."""
+def _key(path: Path, wanted: str) -> bytes:
+    """The bytes of a key's file, once it is known that something can be done with them. `wanted`: what to give."""
     try:
         import cryptography  # noqa: F401
         import model_signing  # noqa: F401
@@ -214,8 +232,7 @@ def _key(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        help = f"a key to sign with: {MAKE_KEY}\n         the one to verify with: {PUBLIC_KEY}"
-        raise InputError(Fault(f"cannot be read: {error.strerror}", file=str(path), help=help)) from None
+        raise InputError(Fault(f"cannot be read: {error.strerror}", file=str(path), help=wanted)) from None
 
 
 def _check_curve(path: Path, key: Any) -> EllipticCurvePublicKey:

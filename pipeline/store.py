@@ -20,15 +20,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline import digests
 from targets.errors import StageError
+from targets.files import write_atomically
 
-__all__ = ["Entry", "Store", "write_atomically"]
+__all__ = ["Entry", "Store"]
 
 
 @dataclass(frozen=True)
@@ -38,32 +39,6 @@ class Entry:
     key: str
     files: Mapping[str, str]
     values: Mapping[str, Any] = field(default_factory=dict)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader, or a crash, sees either the old bytes or all of the new ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(aside).chmod(0o644)
-        Path(aside).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(aside).unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Store:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stages.network import plain
+from targets.files import write_atomically
 
-__all__ = ["Checkpoint", "write_safely"]
+__all__ = ["Checkpoint"]
 
 
 class Checkpoint:
@@ -41,11 +41,10 @@ class Checkpoint:
 
     def keep(self, history: list[dict[str, float]]) -> None:
         """Writes the state after the last epoch of `history`."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         name = f"epoch-{len(history)}.safetensors"
-        write_safely(self._folder / name, safetensors.torch.save(plain(self._tensors())))
+        write_atomically(self._folder / name, safetensors.torch.save(plain(self._tensors())))
         state = {"identity": self._identity, "weights": name, "history": history}
-        write_safely(self._folder / "checkpoint.json", json.dumps(state, indent=1).encode())
+        write_atomically(self._folder / "checkpoint.json", json.dumps(state, indent=1).encode())
         for old in self._folder.glob("epoch-*.safetensors"):
             if old.name != name:
                 old.unlink()
@@ -87,13 +86,3 @@ class Checkpoint:
 
 def _under(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     return {n.removeprefix(f"{part}."): t for n, t in tensors.items() if n.startswith(f"{part}.")}
-
-
-def write_safely(path: Path, content: bytes) -> None:
-    """Replaces a file in one step: after a crash it holds the old bytes or the new ones, never a part."""
-    aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)

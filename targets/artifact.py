@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from targets.errors import Fault, InputError
+from targets.files import NotPlainError, opened
 
 if TYPE_CHECKING:
     from onnx import ValueInfoProto
@@ -41,6 +41,11 @@ class Value:
     name: str
     shape: tuple[int | str, ...]
     dtype: str
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape as servers write it: -1 where it is open."""
+        return tuple(size if isinstance(size, int) else -1 for size in self.shape)
 
 
 @dataclass(frozen=True)
@@ -118,34 +123,22 @@ def _fault(path: Path, what: str, help: str) -> InputError:
 
 
 def _bytes(path: Path) -> bytes:
-    """The file's content. It is opened without following a link, and looked at only through the open file."""
-    copy = "copy the file itself to that place"
+    """The file's content; see `targets.files.opened`."""
+    help = "give the path of an .onnx file"
     try:
-        file = open(path, "rb", opener=_no_links)  # noqa: SIM115  Path.open takes no opener; `with` comes below
+        file = opened(path)
     except FileNotFoundError:
-        raise _fault(path, "no such file", "give the path of an .onnx file") from None
+        raise _fault(path, "no such file", help) from None
+    except NotPlainError as error:
+        raise _fault(path, str(error), "copy the file itself to that place") from None
     except (OSError, ValueError) as error:
-        if Path(path).is_symlink():
-            raise _fault(path, "is a symbolic link, which could be pointed elsewhere later", copy) from None
-        what = f"cannot be read: {getattr(error, 'strerror', None) or error}"
-        raise _fault(path, what, "give the path of an .onnx file") from None
+        raise _fault(path, f"cannot be read: {getattr(error, 'strerror', None) or error}", help) from None
     with file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise _fault(path, "is no regular file", "give the path of an .onnx file")
-        if status.st_nlink > 1:
-            raise _fault(path, f"has {status.st_nlink} names (hard links), so that others may change it", copy)
-        if not 0 < status.st_size <= MAX_BYTES:
-            what = (
-                "is empty" if status.st_size == 0 else f"has {status.st_size / 1e9:.1f} GB; an ONNX file holds 2.1 GB"
-            )
+        size = os.fstat(file.fileno()).st_size
+        if not 0 < size <= MAX_BYTES:
+            what = "is empty" if size == 0 else f"has {size / 1e9:.1f} GB; an ONNX file holds 2.1 GB"
             raise _fault(path, what, "an artifact is one self-contained .onnx file")
         return file.read()
-
-
-def _no_links(path: str, flags: int) -> int:
-    """Opens a file; a link is an error, and a pipe does not block."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
 _ADVICE = (

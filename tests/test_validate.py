@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_run import attar, attar_process, write_tiny
 
-from pipeline import reference
+from pipeline import evidence, reference
 from targets.errors import InputError
 
 
@@ -24,10 +24,12 @@ def artifact(ran, tmp_path):
 
 
 def change_manifest(folder, change):
-    path = folder / "manifest.json"
+    """And its digest with it: as whoever may write into the folder can."""
+    path = folder / evidence.MANIFEST
     manifest = json.loads(path.read_text())
     change(manifest)
     path.write_text(json.dumps(manifest))
+    (folder / evidence.SUMS).write_bytes(evidence.sums(folder))
 
 
 def test_an_artifact_is_still_what_it_was(ran, artifact):
@@ -96,16 +98,19 @@ def test_another_target_is_judged_by_the_same_budget(ran, artifact):
     ("break_it", "told"),
     [
         (
-            lambda f: (f / "manifest.json").unlink(),
-            "manifest.json: no such file\n   help: give the folder of an artifact",
+            lambda f: [(f / name).unlink() for name in ("manifest.json", "SHA256SUMS")],
+            "holds no artifact: no manifest.json, no SHA256SUMS\n   help: give the folder of an artifact",
         ),
+        (lambda f: (f / "manifest.json").unlink(), "manifest.json: is missing"),
+        (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json: was changed"),
         (
-            lambda f: (f / "manifest.json").write_text("{}"),
-            "is no manifest that this attar reads: Field required\n   help: another version",
+            lambda f: change_manifest(f, lambda m: m.pop("candidate")),
+            "candidate: is no manifest that this attar reads: Field required\n   help: another version",
         ),
-        (lambda f: (f / "model.onnx").write_bytes(b"other"), "model.onnx: is not the file that the manifest names"),
+        (lambda f: (f / "model.onnx").write_bytes(b"other"), "model.onnx: was changed"),
         (lambda f: (f / "model.onnx").unlink(), "model.onnx: is missing"),
-        (lambda f: (f / "reference.npz").write_bytes(b"other"), "reference.npz: is not the file that the manifest"),
+        (lambda f: (f / "reference.npz").write_bytes(b"other"), "reference.npz: was changed"),
+        (lambda f: (f / "more").write_text(""), "more: is in no list"),
     ],
 )
 def test_what_is_no_artifact_is_one_clear_fault(ran, artifact, break_it, told):

@@ -53,7 +53,7 @@ def register(folder: Path, uri: str, name: str = "", *, say: Callable[[str], Non
         InputError: the folder does not hold, the address or the name is none, or MLflow is not installed.
         DeviceError: the server does not answer, or refuses.
     """
-    if faults := evidence.verified(folder, beside=evidence.published(folder)):
+    if faults := evidence.verified(folder):
         raise InputError(faults)
     if not re.fullmatch(r"(https?://[^/]+.*|sqlite:///.+)", uri):
         raise InputError(f"{uri!r} is no place of MLflow's", help="http://host:port, or sqlite:////absolute/path.db")
@@ -63,7 +63,9 @@ def register(folder: Path, uri: str, name: str = "", *, say: Callable[[str], Non
     manifest = read(folder)
     name = name or manifest.recipe.name
     if not re.fullmatch(r"[\w.-]{1,200}", name):
-        raise InputError(f"{name!r} cannot be the name of a registered model", help="letters, digits, - _ and .")
+        told = repr(name) if len(name) <= 200 else f"{name[:40]!r}... ({len(name)} characters)"
+        help = "letters, digits, - _ and ., 200 at most"
+        raise InputError(f"{told} cannot be the name of a registered model", help=help)
     with _client(uri) as client:
         for version in client.search_model_versions(f"name = '{name}'") if _known(client, name) else ():
             if version.tags.get("attar.file.manifest_json") == tags(folder, manifest)["attar.file.manifest_json"]:

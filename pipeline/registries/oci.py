@@ -9,6 +9,8 @@ it is. The layers' names are where the files lie in a run's folder:
     <target>/manifest.json, SHA256SUMS ...  application/vnd.cncf.model.doc.v1.raw
     report.html, report.md                  application/vnd.cncf.model.doc.v1.raw
 
+A published version goes as it lies, with what its server's layout added, so that lists and signature hold where it is
+pulled; `attar ship` takes the artifact out of it again.
 The same files make the same manifest, hence the same digest. `oras pull` fetches it too, and checks less.
 """
 
@@ -26,9 +28,9 @@ from pipeline import evidence, reference
 from pipeline.manifest import Manifest, read
 from pipeline.registries.distribution import MANIFEST, Registry, digest_of
 from pipeline.registries.ref import Ref, parse
-from pipeline.store import write_atomically
 from targets.artifact import MAX_BYTES
 from targets.errors import Fault, InputError
+from targets.files import write_atomically
 
 __all__ = ["ARTIFACT_TYPE", "pull", "push"]
 
@@ -63,7 +65,7 @@ def push(folder: Path, ref: str, *, insecure: bool = False, say: Callable[[str],
         DeviceError: the registry does not answer, or refuses.
     """
     to = _for_push(ref)
-    if faults := evidence.verified(folder, beside=evidence.published(folder)):
+    if faults := evidence.verified(folder):
         raise InputError(faults)
     about = read(folder)
     files = _files(folder, about)
@@ -87,7 +89,9 @@ def push(folder: Path, ref: str, *, insecure: bool = False, say: Callable[[str],
     return digest
 
 
-def pull(ref: str, into: Path, *, insecure: bool = False, say: Callable[[str], None] = lambda text: None) -> Path:
+def pull(
+    ref: str, into: Path, *, insecure: bool = False, say: Callable[[str], None] = lambda text: None
+) -> tuple[Path, str]:
     """Fetches what `push` sent into a new folder, written beside and put in place whole. All digests are checked.
 
     Args:
@@ -95,7 +99,7 @@ def pull(ref: str, into: Path, *, insecure: bool = False, say: Callable[[str], N
         into: a folder that does not exist, or is empty; no link.
 
     Returns:
-        The artifact's folder in it: INTO/TARGET.
+        The artifact's folder in it: INTO/TARGET; and the digest of what was fetched: sha256:...
 
     Raises:
         InputError: nothing is there, it is no artifact of attar's, it was tampered with, or `into` is taken.
@@ -108,23 +112,23 @@ def pull(ref: str, into: Path, *, insecure: bool = False, say: Callable[[str], N
     if found is None:
         raise InputError(f"{of.host} has nothing at {of}", help="is the tag right, or the digest?")
     target, layers = _layers(of, found[1])
-    into, partial = into.resolve(), None
+    place, partial = into.resolve(), None
     try:
-        into.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=into.parent, prefix=f".{into.name}."))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
         for name, (digest, size) in layers.items():
             write_atomically(partial / name, registry.blob(digest, size))
         if faults := evidence.verified(partial / target):
             raise InputError(faults)
         partial.chmod(0o755)
-        partial.replace(into)
+        partial.replace(place)
     except OSError as error:
         raise InputError(Fault(f"cannot be written: {error.strerror}", file=str(into))) from None
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
     say(f"pulled {len(layers)} files of {of.host}/{of.name}@{found[0]}")
-    return into / target
+    return into / target, found[0]
 
 
 def _for_push(ref: str) -> Ref:

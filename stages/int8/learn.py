@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from stages.base import Candidate
-from stages.checkpoint import write_safely
 from stages.distill import Distillation
 from stages.int8.bench import Attempt, Bench, Setup
 from stages.int8.fake import FakeQuantized
@@ -28,6 +27,7 @@ from stages.network import build
 from stages.settings import DistillConfig, QatConfig, TrainConfig
 from stages.training import Batch, train
 from targets.errors import StageError
+from targets.files import write_atomically
 
 __all__ = ["learn"]
 
@@ -90,7 +90,7 @@ def _affordable(rounding: FakeQuantized, loss: Distillation, config: QatConfig, 
             raise StageError(
                 f"an epoch takes about {epoch_s:.3g} s, and only {left:.3g} s are left: nothing was trained"
             )
-    write_safely(plan, json.dumps({"epochs": epochs}).encode())
+    write_atomically(plan, json.dumps({"epochs": epochs}).encode())
     return epochs
 
 

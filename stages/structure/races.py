@@ -17,12 +17,12 @@ from typing import Any
 
 from onnx import ModelProto
 
-from stages.checkpoint import write_safely
 from stages.graph import Floats
 from stages.int8.slower import slower_nodes, written
 from targets.budget import METRICS, SLOW, Measurement
 from targets.devices import Device
 from targets.energy import energy_measurement
+from targets.files import write_atomically
 from targets.measure import connect, measure, race, samples_for
 from targets.samples import Measured, measurements
 from targets.statistics import Interval, paired_ratio
@@ -165,8 +165,7 @@ class Races:
         except (OSError, ValueError, KeyError, TypeError):  # nothing there, or spoiled
             pass
         found = run()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_safely(file, json.dumps({"asked": asked, "found": found}).encode())
+        write_atomically(file, json.dumps({"asked": asked, "found": found}).encode())
         return found
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from targets.artifact import Artifact
+from targets.artifact import Artifact, Value
 from targets.errors import Fault, InputError
 from targets.servers.shipment import Options, Shipment
 
-__all__ = ["described", "fixed_batch", "labels", "pretty", "refuse", "version_files"]
+__all__ = ["datatype", "described", "fixed_batch", "labels", "pretty", "refuse", "version_files"]
 
 
-def version_files(shipment: Shipment) -> dict[str, bytes | Path | Callable[[int], bytes]]:
+def version_files(shipment: Shipment) -> dict[str, bytes | Path]:
     """The model, and the papers that prove it."""
     return {**shipment.papers, "model.onnx": shipment.model.path}
 
@@ -51,6 +51,24 @@ def fixed_batch(model: Artifact, options: Options, server: str) -> int:
             "leave batching out, or export it again with an open batch: `export: {}` in the recipe, then `attar run`",
         )
     return fixed
+
+
+def datatype(model: Artifact, value: Value, known: Mapping[str, str], server: str) -> str:
+    """A value's type as a server calls it.
+
+    Args:
+        known: the server's names by numpy's.
+
+    Raises:
+        InputError: it has none.
+    """
+    if value.dtype not in known:
+        raise refuse(
+            model,
+            f"has {value.name!r} of type {value.dtype}, which {server} does not know",
+            f"it knows {', '.join(sorted(known))}: cast it in the graph and export again",
+        )
+    return known[value.dtype]
 
 
 def refuse(model: Artifact, what: str, help: str) -> InputError:

@@ -5,25 +5,26 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from targets.errors import Fault, InputError
+from targets.files import NotPlainError, opened, sync
 
 __all__ = [
     "HIDDEN",
     "alone",
     "inside",
     "make_folder",
+    "newest",
     "no_link",
     "read",
     "sweep",
-    "sync",
     "sync_tree",
     "unwritable",
+    "versions",
     "write",
 ]
 
@@ -84,6 +85,19 @@ def sweep(folder: Path) -> None:
                 entry.unlink()
 
 
+def versions(home: Path) -> tuple[int, ...]:
+    """Numbers of a model's versions, in order; none where there is no such folder."""
+    if not home.is_dir():
+        return ()
+    names = (entry.name for entry in home.iterdir())
+    return tuple(sorted(int(name) for name in names if name.isascii() and name.isdigit() and int(name)))
+
+
+def newest(home: Path) -> int | None:
+    """The highest version of a model, if it has any."""
+    return max(versions(home), default=None)
+
+
 def inside(file: str) -> PurePosixPath:
     """A layout's name of a file, once it stays in its folder."""
     path = PurePosixPath(file)
@@ -100,21 +114,18 @@ def no_link(path: Path) -> None:
 
 
 def read(path: Path) -> bytes | None:
-    """What a file holds; None if there is none. A link, or anything else that is no file, is a fault."""
+    """What a file holds; None if there is none. A link, or anything else that is no file of its own, is a fault."""
     no_link(path.parent)
     try:
-        status = path.lstat()
+        with opened(path) as file:
+            return file.read()
     except FileNotFoundError:
         return None
-    if not stat.S_ISREG(status.st_mode):
-        what = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
-        raise InputError(Fault(f"is {what}, and in the way", file=str(path), help="take it away"))
-    with open(path, "rb", opener=_opened) as file:
-        return file.read()
-
-
-def _opened(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except NotPlainError as error:
+        what = str(error)
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+    raise InputError(Fault(f"{what}; it is in the way", file=str(path), help="take it away"))
 
 
 def write(path: Path, content: bytes | Path) -> None:
@@ -124,7 +135,7 @@ def write(path: Path, content: bytes | Path) -> None:
         if isinstance(content, bytes):
             out.write(content)
         else:
-            with open(content, "rb", opener=_opened) as file:
+            with opened(content) as file:
                 shutil.copyfileobj(file, out, _CHUNK)
         out.flush()
         os.fchmod(out.fileno(), 0o644)
@@ -136,15 +147,6 @@ def sync_tree(folder: Path) -> None:
     for below, _, _ in os.walk(folder, topdown=False):
         Path(below).chmod(0o755)
         sync(Path(below))
-
-
-def sync(folder: Path) -> None:
-    """Flushes what a folder lists."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def unwritable(dest: Path, error: OSError) -> InputError:

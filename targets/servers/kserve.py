@@ -4,7 +4,7 @@
     DEST/<name>/...                    a Triton model repository: KServe serves ONNX by `kserve-tritonserver`
 
 KServe copies all that lies at storageUri into the container as Triton's repository, so that the address is DEST's own:
-one model per DEST.
+one model per DEST, and a second one is refused.
 
 Formats:
     https://kserve.github.io/website/docs/reference/crd-api  (InferenceService, serving.kserve.io/v1beta1)
@@ -33,6 +33,8 @@ __all__ = ["STORAGE", "layout"]
 STORAGE = "pvc://FILL-IN-A-CLAIM/FOLDER"
 """Stands in the YAML until its owner says where DEST is."""
 
+_ALONE = "KServe hands all of DEST to one Triton"
+
 _HEAD = """\
 # Put the folder that this file lies in where the cluster can read it, write its address into storageUri, and:
 #     kubectl apply -f {file}
@@ -52,10 +54,11 @@ def layout(shipment: Shipment, options: Options) -> Layout:
     notes = [note for note in theirs.notes if not note.startswith("start it with")]
     notes += [
         f"fill in storageUri in {file}: the address of DEST itself, which must hold this model alone",
-        f"then: kubectl apply -f {file}; clients ask for the model {shipment.name!r} by the v2 protocol",
+        f"clients ask for the model {shipment.name!r} by the v2 protocol",
+        f"start it with: kubectl apply -f DEST/{file}",
     ]
     root = {file: _over(_service(shipment, options), file)}
-    return dataclasses.replace(theirs, root=root, notes=tuple(notes))
+    return dataclasses.replace(theirs, root=root, alone=_ALONE, notes=tuple(notes))
 
 
 def _service(shipment: Shipment, options: Options) -> dict[str, Any]:

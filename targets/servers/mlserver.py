@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from targets.artifact import Value
-from targets.servers.common import described, fixed_batch, labels, pretty, refuse, version_files
+from targets.servers.common import datatype, described, fixed_batch, labels, pretty, version_files
+from targets.servers.neighbours import SETTINGS
 from targets.servers.shipment import Layout, Options, Shipment
 from targets.servers.versions import requirement
 
@@ -54,13 +55,10 @@ def layout(shipment: Shipment, options: Options) -> Layout:
     fixed = fixed_batch(shipment.model, options, "MLServer")
     batches = not fixed and options.max_batch > 1 and options.delay_us > 0
     return Layout(
-        {
-            **version_files(shipment),
-            RUNTIME.name: RUNTIME.read_bytes(),
-            "model-settings.json": _settings(shipment, options if batches else None),
-        },
+        version_files(shipment),
         described(shipment),
         root={"settings.json": _kept},
+        added={RUNTIME.name: RUNTIME.read_bytes(), SETTINGS: _settings(shipment, options if batches else None)},
         batch=fixed,
         notes=tuple(_notes(shipment, options, fixed, batches)),
     )
@@ -97,14 +95,8 @@ def _settings(shipment: Shipment, batching: Options | None) -> Callable[[int], b
 
 
 def _tensor(shipment: Shipment, value: Value) -> dict[str, Any]:
-    if value.dtype not in _TYPES:
-        raise refuse(
-            shipment.model,
-            f"has {value.name!r} of type {value.dtype}, which MLServer's arrays do not know",
-            f"they know {', '.join(sorted(_TYPES))}: cast it in the graph and export again",
-        )
-    shape = [size if isinstance(size, int) else -1 for size in value.shape]
-    return {"name": value.name, "datatype": _TYPES[value.dtype], "shape": shape}
+    known = datatype(shipment.model, value, _TYPES, "MLServer")
+    return {"name": value.name, "datatype": known, "shape": list(value.sizes)}
 
 
 def _kept(there: bytes | None) -> bytes:

@@ -2,7 +2,7 @@
 
     DEST/.attar.lock                  held (flock) by the one who publishes; gone when it is done
     DEST/<name>/.attar-XXXX/          everything that is new, written and flushed to disk
-    DEST/<name>/<shared files>        then renamed to its place: shared files,
+    DEST/<name>/<shared files>        then renamed to its place: shared files, last of them the list of their digests,
     DEST/<name>/<version>/            the version as a whole,
     DEST/<root files>                 and what names the model to the server
 
@@ -19,34 +19,37 @@ version that is there is never written over, and no link is followed or made.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from targets import artifact
 from targets.errors import Fault, InputError
+from targets.files import sync
 from targets.servers.disk import (
     HIDDEN,
     alone,
     inside,
     make_folder,
+    newest,
     no_link,
     read,
     sweep,
-    sync,
     sync_tree,
     unwritable,
     write,
 )
+from targets.servers.neighbours import same_face, suits
 from targets.servers.shipment import Layout
+from targets.sha256sums import LAYOUT, parsed, render
 
-__all__ = ["Change", "changes", "newest", "place", "publish", "remove", "retract"]
+__all__ = ["Change", "changes", "place", "publish", "remove", "retract"]
 
-MODEL = "model.onnx"
 _NAME = re.compile(r"(\.attar-)?[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 
 
@@ -69,8 +72,8 @@ def publish(layout: Layout, dest: Path, name: str, version: int | None = None) -
         The folder of the version.
 
     Raises:
-        InputError: the version exists; the newest one there has other inputs or outputs; a link is in the way; `dest`
-            cannot be written, or the disk is full. Then all is as it was.
+        InputError: the version exists; the newest one there has other inputs or outputs, or is for another kind of
+            server; a link is in the way; `dest` cannot be written, or the disk is full. Then all is as it was.
     """
     with alone(dest):
         return place(layout, dest, name, version)
@@ -87,6 +90,7 @@ def place(layout: Layout, dest: Path, name: str, version: int | None = None) -> 
     made = not home.exists()
     staged: Path | None = None
     try:
+        suits(layout, dest, name)
         sweep(dest)
         make_folder(home)
         sweep(home)
@@ -99,13 +103,13 @@ def place(layout: Layout, dest: Path, name: str, version: int | None = None) -> 
         todo = changes(layout, dest, name)
         staged = Path(tempfile.mkdtemp(prefix=HIDDEN, dir=home))
         fresh = staged / "version"
-        for file, content in layout.version.items():
-            write(fresh / inside(file), content(number) if callable(content) else content)
+        for file, content in {**layout.version, **_added(layout, number)}.items():
+            write(fresh / inside(file), content)
         for position, change in enumerate(todo):
             write(staged / str(position), change.after)
         sync_tree(staged)
-        _same_face(home, fresh)
-        _commit(fresh, into, staged, todo, first=len(layout.shared))
+        same_face(home, fresh)
+        _commit(fresh, into, staged, todo, first=len(todo) - len(layout.root))
     except OSError as error:
         raise unwritable(dest, error) from None
     finally:
@@ -150,25 +154,43 @@ def remove(home: Path) -> None:
 
 
 def changes(layout: Layout, dest: Path, name: str) -> tuple[Change, ...]:
-    """What publishing a layout does to files beside the version: shared ones first, then those of the root.
+    """What publishing a layout does to files beside the version: shared ones, their list, those of the root.
 
     Raises:
         InputError: a link or a folder is in the way, or what is there cannot be kept.
     """
     home = dest / name
     found = [Change(p := home / inside(file), read(p), data) for file, data in layout.shared.items()]
+    if layout.shared:
+        before = read(path := home / LAYOUT)
+        found.append(Change(path, before, _listing(path, before, layout.shared)))
     for file, made in layout.root.items():
         before = read(path := dest / inside(file))
         found.append(Change(path, before, made(before)))
     return tuple(found)
 
 
-def newest(home: Path) -> int | None:
-    """The highest version of a model, if it has any."""
-    if not home.is_dir():
-        return None
-    names = (entry.name for entry in home.iterdir())
-    return max((int(name) for name in names if name.isascii() and name.isdigit() and int(name)), default=None)
+def _added(layout: Layout, number: int) -> dict[str, bytes]:
+    """What the server wants beside the artifact's files, and the list of that."""
+    if clash := sorted({*layout.version} & {*layout.added, LAYOUT}):
+        what = "is the artifact's, and what the server needs has the same name"
+        raise InputError(Fault(what, file=clash[0], help="an artifact as `attar run` leaves it has no such file"))
+    made = {file: data(number) if callable(data) else data for file, data in layout.added.items()}
+    return {**made, LAYOUT: render(_digests(made))} if made else {}
+
+
+def _listing(path: Path, before: bytes | None, shared: Mapping[str, bytes]) -> bytes:
+    """The list of a model's shared files: also of those that lie there and that only an earlier publication wrote."""
+    there = parsed(before or b"", deep=True)
+    if there is None:
+        help = "take it away: it will be written anew, for the files of this publication"
+        raise InputError(Fault("is not as attar wrote it", file=str(path), help=help))
+    kept = {name: digest for name, digest in there.items() if os.path.lexists(path.parent / name)}
+    return render({**kept, **_digests(shared)}, deep=True)
+
+
+def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
 
 def _commit(fresh: Path, into: Path, staged: Path, todo: tuple[Change, ...], first: int) -> None:
@@ -204,30 +226,3 @@ def _restore(change: Change, aside: Path, home: Path) -> None:
     if home in change.path.parent.parents:
         with suppress(OSError):  # a folder in the model's own, if it is empty now
             change.path.parent.rmdir()
-
-
-def _same_face(home: Path, fresh: Path) -> None:
-    """Refuses a version that its model's clients, or the shared files, would not fit."""
-    number = newest(home)
-    if number is None:
-        return
-    help = "ship it under another --name"
-    new, old = fresh / MODEL, home / str(number) / MODEL
-    try:
-        then, now = (artifact.load(path, batched=False) for path in (old, new))
-    except InputError as error:
-        what = f"version {number} there is no model that attar shipped: {error.faults[0].what}"
-        raise InputError(Fault(what, file=str(old), help=help)) from None
-    if (was := _face(then)) != (will := _face(now)):
-        what = f"version {number} there is {was}, and this one {will}: its clients would break"
-        raise InputError(Fault(what, file=str(home), help=help))
-
-
-def _face(model: artifact.Artifact) -> str:
-    def told(values: tuple[artifact.Value, ...]) -> str:
-        return ", ".join(
-            f"{v.name} {v.dtype} ({', '.join(str(size) if isinstance(size, int) else '?' for size in v.shape)})"
-            for v in values
-        )
-
-    return f"{told(model.inputs)} -> {told(model.outputs)}"

@@ -5,7 +5,9 @@ data: nothing is written here. `targets.servers.publish` writes it, whole or not
 
     DEST/<root files>                     for all models of that server: OpenVINO's config.json, MLServer's settings
     DEST/<name>/<shared files>            for all versions of the model: Triton's config.pbtxt, labels.txt, client.py
-    DEST/<name>/<version>/<files>         one version: model.onnx, and the papers that prove it
+    DEST/<name>/<version>/<files>         one version: model.onnx, and the papers that prove it; what the server adds
+
+What a layout adds in the last two is listed where it lies, with digests: LAYOUT.SHA256SUMS, see `targets.sha256sums`.
 """
 
 from __future__ import annotations
@@ -71,17 +73,21 @@ class Layout:
     """Files by name relative to their folder; see the top of this module.
 
     Attributes:
-        version: contents, a file to copy, or contents that name the version: a function of its number, which is known
-            only when it is published.
-        shared: replaced as a whole by each publication.
+        version: of the artifact: contents, or a file to copy.
+        added: what the server wants beside them: contents, or contents that name the version: a function of its number,
+            which is known only when it is published.
+        shared: replaced by each publication.
         root: from what is there now (None: nothing) to what is to be there; so that several models share one file.
             Raises InputError where what is there cannot be kept.
+        alone: why no other model may lie in DEST; empty: others may.
         batch: the largest batch that the server will accept; 0: no limit that is known.
         notes: sentences for a person: what was chosen and why, what to do next.
     """
 
-    version: Mapping[str, bytes | Path | Callable[[int], bytes]]
+    version: Mapping[str, bytes | Path]
     shared: Mapping[str, bytes] = field(default_factory=dict)
     root: Mapping[str, Callable[[bytes | None], bytes]] = field(default_factory=dict)
+    added: Mapping[str, bytes | Callable[[int], bytes]] = field(default_factory=dict)
+    alone: str = ""
     batch: int = 0
     notes: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from targets.artifact import Value
-from targets.servers.common import described, fixed_batch, refuse, version_files
+from targets.servers.common import datatype, described, fixed_batch, refuse, version_files
 from targets.servers.shipment import Layout, Options, Shipment
 from targets.target import Runtime
 
@@ -113,17 +113,11 @@ def _config(shipment: Shipment, options: Options, most: int, fixed: int) -> Iter
 
 def _tensor(shipment: Shipment, value: Value, most: int) -> str:
     """Name, type and dims; the batch is not among them where Triton may choose it."""
-    if value.dtype not in _TYPES:
-        raise refuse(
-            shipment.model,
-            f"has {value.name!r} of type {value.dtype}, which Triton does not know",
-            f"it knows {', '.join(sorted(_TYPES))}: cast it in the graph and export again",
-        )
-    shape = [size if isinstance(size, int) else -1 for size in value.shape]
-    start = f"name: {json.dumps(value.name, ensure_ascii=False)} data_type: {_TYPES[value.dtype]}"
-    if most and len(shape) == 1:  # nothing but the batch; an empty `dims` is not allowed
+    known = datatype(shipment.model, value, _TYPES, "Triton")
+    start = f"name: {json.dumps(value.name, ensure_ascii=False)} data_type: {known}"
+    if most and len(value.shape) == 1:  # nothing but the batch; an empty `dims` is not allowed
         return f"{start} dims: [ 1 ] reshape {{ shape: [ ] }}"
-    return f"{start} {_dims(shape[1:] if most else shape)}"
+    return f"{start} {_dims(value.sizes[1:] if most else value.sizes)}"
 
 
 def _dims(sizes: Iterable[int]) -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 from papers import attar, key_pair
+from shipping import attar_ship
 
 from pipeline import evidence
 from pipeline.manifest import read
@@ -148,14 +149,40 @@ def test_pushed_and_pulled_by_tag_and_by_digest_it_is_the_same(registry, artifac
     assert oci.push(artifact, f"{host}/models/tiny:v1", insecure=True, say=told.append) == digest
     assert told[1].startswith("it is there already")
     for n, ref in enumerate((f"{host}/models/tiny:v1", f"{host}/models/tiny@{digest}")):
-        found = oci.pull(ref, tmp_path / f"pulled{n}", insecure=True)
-        assert found == tmp_path / f"pulled{n}/quick"
+        found, fetched = oci.pull(ref, tmp_path / f"pulled{n}", insecure=True)
+        assert (found, fetched) == (tmp_path / f"pulled{n}/quick", digest)
         assert same(artifact, found)
         assert (tmp_path / f"pulled{n}/report.html").read_bytes() == (artifact.parent / "report.html").read_bytes()
-    code, _, err = attar("pull", f"{host}/models/tiny:v1", tmp_path / "command", "--insecure")
+    ref = f"{host}/models/tiny:v1"
+    code, out, err = attar("pull", ref, tmp_path / "command", "--insecure", "--json")
     assert code == 0, err
+    files = evidence.listed(artifact)
+    folder = str(tmp_path / "command/quick")
+    assert json.loads(out) == {"version": 1, "ref": ref, "digest": digest, "folder": folder, "files": files}
+    assert f"attar verify {folder} --key PUBLIC_KEY" in err
     assert attar("verify", tmp_path / "command/quick", "--key", public)[0] == 0
     assert not list(tmp_path.glob(".*")), "nothing is left beside"
+
+
+@pytest.mark.server
+def test_a_published_version_is_pushed_as_it_lies(registry, artifact, tmp_path):
+    host, _ = registry
+    pytest.importorskip("model_signing", reason="pip install 'attar[sign]'")
+    from pipeline.signing import sign
+
+    private, public = key_pair(tmp_path, "key")
+    code, _, err = attar_ship(artifact, tmp_path / "models", "--to", "mlserver")
+    assert code == 0, err
+    version = tmp_path / "models/tiny/1"
+    sign(version, private)
+    oci.push(version, f"{host}/models/version:v1", insecure=True)
+    oci.pull(f"{host}/models/version:v1", tmp_path / "pulled", insecure=True)
+    assert same(version, tmp_path / "pulled/quick")
+    assert (tmp_path / "pulled/quick/attar_runtime.py").exists()
+    assert attar("verify", tmp_path / "pulled/quick", "--key", public)[0] == 0
+    code, _, err = attar_ship(tmp_path / "pulled/quick", tmp_path / "others", "--to", "triton")
+    assert code == 0, err
+    assert evidence.verified(tmp_path / "others/tiny/1") == ()
 
 
 @pytest.mark.server
@@ -254,7 +281,7 @@ def test_a_login_is_asked_for_and_given(artifact, tmp_path, monkeypatch):
             oci.push(artifact, ref, insecure=True)
         monkeypatch.setenv(distribution.PASSWORD, "secret")
         oci.push(artifact, ref, insecure=True)
-        assert same(artifact, oci.pull(ref, tmp_path / "pulled", insecure=True))
+        assert same(artifact, oci.pull(ref, tmp_path / "pulled", insecure=True)[0])
 
 
 @pytest.mark.server
@@ -268,7 +295,7 @@ def test_a_registry_that_takes_tokens_gets_one(artifact, tmp_path, monkeypatch):
     ):
         ref = f"{host}/models/tiny:v1"
         oci.push(artifact, ref, insecure=True)
-        assert same(artifact, oci.pull(ref, tmp_path / "pulled", insecure=True))
+        assert same(artifact, oci.pull(ref, tmp_path / "pulled", insecure=True)[0])
     assert all(given == "Basic YW5uOnNlY3JldA==" for _, given in asked)
     assert asked[0][0].startswith("/token?service=here&scope=")
 

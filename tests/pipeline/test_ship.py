@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import socket
 
 import pytest
@@ -52,7 +53,22 @@ def test_each_server_gets_versions_that_still_hold(met, tmp_path, server):
         assert hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest() == found["sha256"]
         if found["sha256"] == shipment(met).model.sha256:  # else: converted, for the Triton that KServe brings
             assert (folder / "manifest.json").read_bytes() == (met / "manifest.json").read_bytes()
-        assert evidence.verified(folder, beside=True) == ()
+        assert evidence.verified(folder) == ()
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_what_is_to_be_copied_can_be_copied(met, tmp_path, server):
+    dest = tmp_path / "it's my models"
+    folder = met.replace(tmp_path / "my run")
+    try:
+        code, _, err = attar_ship(folder, dest, "--to", server, "--name", "a" * 100, "--server-version", "2027.01")
+    finally:
+        folder.replace(met)
+    assert code == 0, err
+    start, after = (line.partition(": ")[2] for line in err.splitlines() if "start it with" in line or "next:" in line)
+    assert str(dest) in "".join(shlex.split(start)), "one word of a shell's"
+    assert shlex.split(after)[-1] == str(folder)
+    assert ("changes nothing" if server == "mlserver" else "2027.01 is newer than what is known here") in err
 
 
 def test_what_did_not_meet_its_budget_stays_unless_it_is_named(missed, tmp_path):
@@ -73,7 +89,7 @@ def test_what_did_not_meet_its_budget_stays_unless_it_is_named(missed, tmp_path)
     assert "its verdict is missed: its manifest says so" in err
     found = json.loads((dest / "tiny" / "1" / "manifest.json").read_text(encoding="utf-8"))
     assert found["shipped_as"] == {"name": "tiny", "server": "triton", "verdict": "missed"}
-    assert evidence.verified(dest / "tiny" / "1", beside=True) == ()
+    assert evidence.verified(dest / "tiny" / "1") == ()
 
 
 def test_a_model_that_was_converted_for_an_old_server_says_where_it_comes_from(met, tmp_path):
@@ -86,7 +102,7 @@ def test_a_model_that_was_converted_for_an_old_server_says_where_it_comes_from(m
     assert found["shipped_as"]["converted_from"] == before
     assert found["model"]["opset"] < opset
     assert found["model"]["sha256"] == json.loads(out)["sha256"] != before["sha256"]
-    assert evidence.verified(dest / "tiny" / "1", beside=True) == ()
+    assert evidence.verified(dest / "tiny" / "1") == ()
 
 
 def test_what_was_changed_is_not_shipped(finished, tmp_path):
@@ -111,11 +127,61 @@ def test_words_that_fit_nothing_are_told(met, tmp_path):
         (("--to", "triton", "--load", "grpc://127.0.0.1:8001"), "models are loaded over HTTP"),
         (("--to", "triton", "--load", "127.0.0.1:8000"), "must begin with http://"),
         (("--to", "triton", "--name", "../up"), "--name: '../up' must be letters"),
+        (("--to", "kserve", "--name", "a" * 101), f"'{'a' * 40}'... (101 characters) must be letters, digits, - _ and"),
+        (("--to", "mlflow", "--name", "a" * 300), "(300 characters) must be letters, digits, - _ and ., a letter"),
+        (("--to", "triton", "--name", ""), "--name: '' must be letters"),
+        (("--to", "mlflow", "--name", ""), "--name: '' must be letters"),
+        (("--to", "oci", "--name", ""), "--name: means nothing to oci"),
         ((), "--to"),
     ):
         code, _, err = attar_ship(met, tmp_path / "models", *words)
         assert (code, said in err) == (2, True), (words, err)
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("dest", "said"),
+    [
+        ("run/quick", "run/quick: is an artifact's folder: a model repository in it would spoil it"),
+        ("run/quick/deep/models", "run/quick: is an artifact's folder"),
+        ("run/link/models", "run/quick: is an artifact's folder"),
+        ("lock/models", "lock: is a run's folder"),
+        (".", "tiny: is a run's folder"),
+        ("models/shipped/1", "models/shipped/1: is an artifact's folder"),
+        ("models/shipped", "models/shipped: is the folder of a published model"),
+    ],
+)
+def test_a_repository_spoils_no_folder_whose_files_are_accounted_for(finished, tmp_path, dest, said):
+    folder = artifact_from(finished[0], tmp_path / "run" / "quick")
+    (tmp_path / "run" / "link").symlink_to("quick")
+    for run in ("lock", "tiny"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "recipe.lock").write_text("{}")
+    assert attar_ship(folder, tmp_path / "models", "--to", "triton", "--name", "shipped")[0] == 0
+    before = sorted(tmp_path.rglob("*"))
+    for server in ("triton", "mlserver"):
+        code, _, err = attar_ship(folder, tmp_path / dest, "--to", server)
+        assert (code, f"{tmp_path}/{said}" in err, "such as models/" in err) == (2, True, True), err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("server", [*SERVERS, "oci", "mlflow"])
+def test_nothing_is_no_place_to_ship_to(met, tmp_path, monkeypatch, server):
+    monkeypatch.chdir(tmp_path)
+    for dest in ("", " "):
+        code, _, err = attar_ship(met, dest, "--to", server)
+        assert (code, "DEST: is empty" in err) == (2, True), err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_two_kinds_of_server_are_not_given_one_model(met, tmp_path):
+    assert attar_ship(met, tmp_path / "models", "--to", "mlserver")[0] == 0
+    code, _, err = attar_ship(met, tmp_path / "models", "--to", "kserve")
+    assert (code, "models/tiny: was shipped for MLServer before" in err) == (2, True), err
+    assert attar_ship(met, tmp_path / "storage", "--to", "kserve")[0] == 0
+    code, _, err = attar_ship(met, tmp_path / "storage", "--to", "kserve", "--name", "other")
+    assert (code, "storage/tiny: is another model" in err, "KServe hands" in err) == (2, True, True), err
+    assert not (tmp_path / "storage" / "other").exists()
 
 
 def test_a_server_that_is_down_or_no_triton_is_told_before_anything_is_written(met, tmp_path):

@@ -1,5 +1,6 @@
 """Signatures by model-signing: made, verified, and not fooled."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 from papers import attar, key_pair, openssl
+from shipping import attar_ship
 
 from pipeline import evidence, signing
 from targets.errors import InputError
@@ -62,11 +64,62 @@ def test_signing_again_replaces_the_signature(signed, keys):
     assert "was made with another key" in fault.what
 
 
-def test_a_moved_folder_and_a_published_version_stay_signed(signed, keys):
-    version = signed.replace(signed.parent / "1")
-    (version / "model-settings.json").write_text("{}")
-    code, _, err = attar("verify", version, "--key", keys / "ours.pub.pem")
+def test_a_moved_folder_stays_signed(signed, keys):
+    code, _, err = attar("verify", signed.replace(signed.parent / "1"), "--key", keys / "ours.pub.pem")
     assert code == 0, err
+
+
+def test_a_signature_travels_to_a_published_version_and_says_what_it_does_not_cover(signed, keys, tmp_path):
+    code, _, err = attar_ship(signed, tmp_path / "models", "--to", "mlserver")
+    assert code == 0, err
+    version = tmp_path / "models" / "tiny" / "1"
+    code, out, err = attar("verify", version, "--key", keys / "ours.pub.pem", "--json")
+    assert (code, json.loads(out)["signature"]) == (0, "valid"), err
+    assert "does not cover LAYOUT.SHA256SUMS, attar_runtime.py, model-settings.json; this does:" in err
+    (version / "more.py").write_text("")
+    code, _, err = attar("verify", version, "--key", keys / "ours.pub.pem")
+    assert (code, "more.py: is in no list" in err) == (1, True), err
+
+
+def test_a_published_version_that_is_signed_is_signed_with_what_the_server_wanted(artifact, keys, tmp_path):
+    code, _, err = attar_ship(artifact, tmp_path / "models", "--to", "mlserver")
+    assert code == 0, err
+    version, runtime = tmp_path / "models" / "tiny" / "1", tmp_path / "models" / "tiny" / "1" / "attar_runtime.py"
+    (version / "__pycache__").mkdir()
+    (version / "__pycache__" / "attar_runtime.cpython-311.pyc").write_bytes(b"one")
+    assert attar("sign", version, "--key", keys / "ours.pem")[0] == 0
+    (version / "__pycache__" / "attar_runtime.cpython-311.pyc").write_bytes(b"another, by the server's Python")
+    code, _, err = attar("verify", tmp_path / "models" / "tiny", "--key", keys / "ours.pub.pem")
+    assert (code, "does not cover" in err) == (0, False), err
+    assert "what its versions share is covered by no signature" in err
+    good, listing = runtime.read_bytes(), (version / evidence.LAYOUT).read_bytes()
+    runtime.write_bytes(good + b"# and more")
+    old, new = (hashlib.sha256(data).hexdigest().encode() for data in (good, good + b"# and more"))
+    (version / evidence.LAYOUT).write_bytes(listing.replace(old, new))
+    assert evidence.verified(version) == (), "digests alone do not show it"
+    (fault,) = signing.unsigned(version, keys / "ours.pub.pem")
+    assert "does not hold" in fault.what
+
+    runtime.write_bytes(good)
+    (version / evidence.LAYOUT).write_bytes(listing)
+    code, _, err = attar_ship(version, tmp_path / "others", "--to", "triton")
+    assert code == 0, err
+    names = {path.name for path in (tmp_path / "others" / "tiny" / "1").iterdir()}
+    assert names == {path.name for path in artifact.iterdir()}, "the artifact alone: the signature was of more"
+    assert evidence.verified(tmp_path / "others" / "tiny" / "1") == ()
+
+
+def test_a_signature_over_the_layouts_list_alone_is_not_enough(artifact, keys, tmp_path):
+    from model_signing import hashing
+    from model_signing import signing as library
+
+    assert attar_ship(artifact, tmp_path / "models", "--to", "mlserver")[0] == 0
+    version = tmp_path / "models" / "tiny" / "1"
+    some = hashing.Config().set_ignored_paths(paths=["attar_runtime.py", evidence.SIGNATURE])
+    config = library.Config().use_elliptic_key_signer(private_key=keys / "ours.pem").set_hashing_config(some)
+    config.sign(version, version / evidence.SIGNATURE)
+    (fault,) = signing.unsigned(version, keys / "ours.pub.pem")
+    assert (fault.file, fault.what) == (str(version / "attar_runtime.py"), "is not covered by the signature")
 
 
 def test_the_tool_of_model_signing_verifies_ours_and_we_verify_its(signed, keys):
@@ -142,7 +195,7 @@ def test_what_does_not_hold_is_not_signed(artifact, keys):
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("none.pem", "cannot be read: No such file"),
+        ("none.pem", "cannot be read: No such file.*\n.*takes the private key .*: openssl genpkey"),
         ("ours.pub.pem", "is a public key; signing takes the private one"),
         ("text.pem", "holds no private key in PEM form"),
         ("der.pem", "holds no private key in PEM form"),
@@ -164,7 +217,7 @@ def test_a_key_that_cannot_sign_is_named_with_the_way_to_one_that_can(artifact, 
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("none.pem", "cannot be read: No such file"),
+        ("none.pem", "cannot be read: No such file.*\n.*takes the public key of who signed it, .*: openssl pkey"),
         ("ours.pem", "is a private key; verifying takes the public one"),
         ("text.pem", "holds no public key in PEM form"),
         ("ed.pub.pem", "is a key of kind Ed25519"),
@@ -173,8 +226,9 @@ def test_a_key_that_cannot_sign_is_named_with_the_way_to_one_that_can(artifact, 
     ],
 )
 def test_a_key_that_cannot_verify_is_named(signed, keys, name, what):
-    with pytest.raises(InputError, match=what):
+    with pytest.raises(InputError, match=what) as caught:
         signing.unsigned(signed, keys / name)
+    assert "openssl " in str(caught.value)
     assert attar("verify", signed, "--key", keys / name)[0] == 2
 
 

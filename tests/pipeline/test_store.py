@@ -1,7 +1,6 @@
 """The store: content-addressed, crash-safe, and safe for two runs at once."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import Store, write_atomically
+from pipeline.store import Store
 from targets.errors import StageError
 
 
@@ -102,20 +101,6 @@ def test_scratch_outlives_the_object_and_goes_when_the_step_is_stored(tmp_path):
     assert (second.scratch("k") / "checkpoint").read_text() == "epoch 3"
     second.put("k", _folder(tmp_path, x=b"x"))
     assert not (tmp_path / "s" / "scratch" / "k").exists()
-
-
-def test_write_atomically_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
-    path = tmp_path / "f"
-    write_atomically(path, b"old")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_killed_writer_leaves_nothing_that_looks_finished(tmp_path):

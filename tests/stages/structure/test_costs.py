@@ -133,7 +133,7 @@ def test_a_kill_loses_no_race(bench):
     other = replace(bench, target=TARGET.model_copy(update={"machine": "x86_64"}), device=Counting())
     other.check(shape, costs)
     assert other.device.opened == 2  # other hardware is measured anew, and what may not pay in int8 looked for
-    assert not list(bench.scratch.rglob("*.new"))
+    assert not list(bench.scratch.rglob(".*"))
 
 
 def test_a_spoiled_record_is_measured_again(bench):

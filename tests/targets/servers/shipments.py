@@ -50,7 +50,7 @@ def shipment(folder, name="tiny", batch="batch", runtime=None, edit=None, **chan
 
 def put(layout, folder, name, version):
     """Writes a layout, plainly."""
-    files = {f"{name}/{version}/{key}": value for key, value in layout.version.items()}
+    files = {f"{name}/{version}/{key}": value for key, value in {**layout.version, **layout.added}.items()}
     files |= {f"{name}/{key}": value for key, value in layout.shared.items()}
     for key, value in files.items():
         path = folder / key

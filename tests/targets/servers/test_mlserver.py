@@ -2,6 +2,7 @@
 
 import ast
 import json
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,7 +15,7 @@ from targets.servers.shipment import Options
 
 
 def settings(made, version=1):
-    return json.loads(made.version["model-settings.json"](version))
+    return json.loads(made.added["model-settings.json"](version))
 
 
 def test_the_settings_say_what_the_graph_and_the_target_say(tmp_path):
@@ -28,8 +29,9 @@ def test_the_settings_say_what_the_graph_and_the_target_say(tmp_path):
     assert (extra["provider"], extra["threads"]) == ("CPUExecutionProvider", 2)
     assert (extra["labels"], extra["preprocessing"]) == (list(LABELS), PREPROCESSING)
     assert "max_batch_size" not in found
-    assert set(made.version) == {"model.onnx", "manifest.json", "attar_runtime.py", "model-settings.json"}
-    assert made.version["attar_runtime.py"] == RUNTIME.read_bytes()
+    assert set(made.version) == {"model.onnx", "manifest.json"}
+    assert set(made.added) == {"attar_runtime.py", "model-settings.json"}
+    assert made.added["attar_runtime.py"] == RUNTIME.read_bytes()
 
 
 def test_the_class_that_runs_it_needs_only_mlserver_and_onnxruntime():
@@ -77,7 +79,7 @@ def test_a_type_that_it_lacks_is_refused(tmp_path):
         model.graph.node.append(helper.make_node("Cast", ["y"], ["narrow"], to=TensorProto.BFLOAT16))
         model.graph.output.append(helper.make_tensor_value_info("narrow", TensorProto.BFLOAT16, ["batch", 10]))
 
-    with pytest.raises(InputError, match="has 'narrow' of type bfloat16, which MLServer's arrays do not know"):
+    with pytest.raises(InputError, match="has 'narrow' of type bfloat16, which MLServer does not know"):
         layout(shipment(tmp_path, edit=add), Options())
 
 
@@ -134,3 +136,30 @@ def test_the_real_server_says_which_provider_is_missing(tmp_path):
         status, _ = ask(server.http, "tiny", body(np.zeros((1, 16, 14, 14), np.float32)))
         assert status == 404  # MLServer takes a model that does not load out again
         assert "CUDAExecutionProvider is not in this onnxruntime" in server.log()
+
+
+FALLEN_BACK = """
+import asyncio, sys
+import onnxruntime
+from mlserver import ModelSettings
+sys.path.insert(0, sys.argv[1])
+from attar_runtime import OnnxModel
+# One that onnxruntime takes for there and that it then does without, as it does where CUDA's libraries are missing.
+onnxruntime.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+settings = ModelSettings.parse_file(sys.argv[1] + "/model-settings.json")
+settings.parameters.uri = sys.argv[1] + "/model.onnx"
+asyncio.run(OnnxModel(settings).load())
+"""
+
+
+@pytest.mark.server
+def test_a_provider_that_onnxruntime_does_without_is_refused(tmp_path):
+    from install import installed, python_of
+
+    cuda = shipment(tmp_path, runtime={"provider": "CUDAExecutionProvider"})
+    put(layout(cuda, Options()), tmp_path / "models", "tiny", 1)
+    command = [python_of(installed("mlserver")), "-c", FALLEN_BACK, tmp_path / "models" / "tiny" / "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stderr.splitlines()[-1] == (
+        "RuntimeError: CUDAExecutionProvider refused the model, and onnxruntime fell back to CPUExecutionProvider"
+    ), done.stderr

@@ -1,5 +1,6 @@
 """A model repository is written whole or not at all, whatever happens meanwhile."""
 
+import hashlib
 import os
 import resource
 import shutil
@@ -14,8 +15,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from targets.errors import InputError
-from targets.servers.disk import alone
-from targets.servers.publish import changes, newest, place, publish, retract
+from targets.servers.disk import alone, newest
+from targets.servers.publish import changes, place, publish, retract
 from targets.servers.shipment import Layout
 
 
@@ -35,10 +36,16 @@ def model(tmp_path):
 
 
 def layout(model, text="config", **more):
-    """A version of two files, one of which names it, and two files beside."""
+    """A version of a model and a file that names it, and two files beside."""
     shared = {"config.pbtxt": text.encode(), "warmup/one": text.encode()}
-    version = {"model.onnx": model, "note.txt": lambda number: f"version {number}".encode()}
-    return Layout(version, shared, **more)
+    added = {"note.txt": lambda number: f"version {number}".encode()}
+    return Layout({"model.onnx": model}, **{"shared": shared, "added": added, **more})
+
+
+def listing(**files):
+    """The list of such files."""
+    real = {"config": "config.pbtxt", "note": "note.txt", "warmup": "warmup/one"}
+    return "".join(f"{hashlib.sha256(data).hexdigest()}  {real[name]}\n" for name, data in files.items()).encode()
 
 
 def files(folder):
@@ -54,6 +61,8 @@ def test_versions_stand_beside_each_other_and_shared_files_are_the_newest(model,
     assert files(dest) == {
         "net/config.pbtxt": b"ten",
         "net/warmup/one": b"ten",
+        "net/LAYOUT.SHA256SUMS": listing(config=b"ten", warmup=b"ten"),
+        **{f"net/{n}/LAYOUT.SHA256SUMS": listing(note=f"version {n}".encode()) for n in (1, 2, 10)},
         "net/1/model.onnx": model.read_bytes(),
         "net/1/note.txt": b"version 1",
         "net/2/model.onnx": (tmp_path / "b.onnx").read_bytes(),
@@ -65,6 +74,34 @@ def test_versions_stand_beside_each_other_and_shared_files_are_the_newest(model,
     assert (dest / "net" / "1").stat().st_mode & 0o777 == 0o755  # servers often run as somebody else
     assert (dest / "net" / "1" / "model.onnx").stat().st_mode & 0o777 == 0o644
     assert (dest / "net" / "1" / "model.onnx").stat().st_nlink == 1
+
+
+def test_a_file_that_only_an_earlier_publication_wrote_stays_in_the_list_while_it_is_there(model, tmp_path):
+    dest = tmp_path / "models"
+    publish(layout(model, "one"), dest, "net")
+    publish(layout(model, shared={"config.pbtxt": b"two"}), dest, "net")
+    assert (dest / "net" / "LAYOUT.SHA256SUMS").read_bytes() == listing(config=b"two", warmup=b"one")
+    (dest / "net" / "warmup" / "one").unlink()
+    publish(layout(model, shared={"config.pbtxt": b"three"}), dest, "net")
+    assert (dest / "net" / "LAYOUT.SHA256SUMS").read_bytes() == listing(config=b"three")
+
+
+def test_a_list_that_is_none_is_not_written_over(model, tmp_path):
+    dest = tmp_path / "models"
+    publish(layout(model, "one"), dest, "net")
+    (dest / "net" / "LAYOUT.SHA256SUMS").write_bytes(b"mine\n")
+    before = files(dest)
+    with pytest.raises(InputError, match=r"LAYOUT.SHA256SUMS: is not as attar wrote it\n.*take it away"):
+        publish(layout(model, "two"), dest, "net")
+    assert files(dest) == before
+
+
+@pytest.mark.parametrize("name", ["note.txt", "LAYOUT.SHA256SUMS"])
+def test_an_artifacts_file_does_not_give_way_to_a_servers(model, tmp_path, name):
+    ours = Layout({"model.onnx": model, name: b"mine"}, added={"note.txt": b"theirs"})
+    with pytest.raises(InputError, match=rf"{name}: is the artifact's, and what the server needs has the same name"):
+        publish(ours, tmp_path / "models", "net")
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_server_that_runs_as_somebody_else_can_read_it_whatever_the_umask_is(model, tmp_path):
@@ -141,6 +178,7 @@ def test_links_are_not_followed(model, tmp_path):
     for link, shown in (
         ("net", "net"),
         ("net/config.pbtxt", "config.pbtxt"),
+        ("net/LAYOUT.SHA256SUMS", "LAYOUT.SHA256SUMS"),
         ("net/warmup", "warmup"),
         ("list", "list"),
     ):
@@ -160,6 +198,20 @@ def test_links_are_not_followed(model, tmp_path):
         publish(layout(link), dest, "net")
     assert files(elsewhere) == {"secret": b"mine"}
     assert files(dest) == {}
+
+
+def test_what_is_no_file_of_its_own_is_in_the_way(model, tmp_path):
+    dest = tmp_path / "models"
+    config = dest / "net" / "config.pbtxt"
+    config.mkdir(parents=True)
+    with pytest.raises(InputError, match=r"config\.pbtxt: cannot be read: Is a directory; it is in the way"):
+        publish(layout(model), dest, "net")
+    config.rmdir()
+    config.write_text("mine")
+    os.link(config, tmp_path / "mine")
+    with pytest.raises(InputError, match=r"config\.pbtxt: has 2 names \(hard links\), .*; it is in the way"):
+        publish(layout(model), dest, "net")
+    assert files(dest) == {"net/config.pbtxt": b"mine"}
 
 
 def test_root_files_are_shared_by_models_and_can_refuse(model, tmp_path):
@@ -298,7 +350,7 @@ def test_a_folder_that_may_not_be_written_is_said(model):
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from test_publish import files, layout
+from test_publish import files, layout, listing
 from targets.servers.publish import publish
 
 root, model = Path(sys.argv[1]), Path(sys.argv[2])
@@ -333,14 +385,20 @@ while True:
     old = {name: data for name, data in found.items() if name.startswith("net/1/")}
     assert old == start, (count, old.keys())
     two = {name.rpartition("/")[2] for name in found if name.startswith("net/2/")}
-    assert two in (set(), {"model.onnx", "note.txt"}), (count, two)
+    assert two in (set(), {"model.onnx", "note.txt", "LAYOUT.SHA256SUMS"}), (count, two)
+    note = b"version 2"
+    whole = {"model.onnx": model.read_bytes(), "note.txt": note, "LAYOUT.SHA256SUMS": listing(note=note)}
+    lists = [listing(config=text, warmup=text) for text in (b"one", b"two")]
     for name, data in found.items():
         if name.startswith("net/2/"):
-            assert data == (model.read_bytes() if name.endswith("onnx") else b"version 2"), (count, name)
+            assert data == whole[name.rpartition("/")[2]], (count, name)
+        elif name == "net/LAYOUT.SHA256SUMS":
+            assert data in lists, (count, name, data)
         elif not name.startswith("net/1/"):
             assert data in (b"one", b"two"), (count, name, data)
     if two:
         assert found["net/config.pbtxt"] == b"two", count
+        assert found["net/LAYOUT.SHA256SUMS"] == lists[1], count
     seen.add(bool(two))
     publish(new(), dest, "net")
     assert files(dest) == visible(dest), (count, "something hidden is left")
