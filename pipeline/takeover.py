@@ -4,7 +4,8 @@
     publish it as the next version, load the model; the server retires the old version once the new one is ready
     ask the new version again; where anything is unequal, take it away and have the old one loaded
 
-"Equal" is bit for bit, or within one unit in the last place of float32.
+"Equal" is bit for bit, or within one unit in the last place of float32. Until a version is proven it holds a file that
+says so: what a kill left unproven is taken away by the next takeover, before anything else.
 """
 
 from __future__ import annotations
@@ -12,20 +13,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline import reference
 from targets.errors import AttarError, DeviceError, Fault, InputError
+from targets.files import sync
 from targets.servers.agreement import Agreement, compare, grain_of
 from targets.servers.control import Control
-from targets.servers.disk import alone
+from targets.servers.disk import HIDDEN, alone, newest, no_link, unwritable, versions
 from targets.servers.protocol import connect
-from targets.servers.publish import Change, changes, newest, place, remove, retract
+from targets.servers.publish import Change, changes, place, remove, retract
 from targets.servers.shipment import Layout, Shipment
 
 __all__ = ["proven"]
+
+UNPROVEN = f"{HIDDEN}unproven"
 
 
 def proven(
@@ -42,9 +47,13 @@ def proven(
         help = "run its recipe with data.reference above 0, or leave --load out"
         raise InputError(Fault("holds no examples, so that nothing could be proven", file=reference.NAME, help=help))
     control.index()  # a server that is down is told before anything is written
+    home = dest / ours.name
     with alone(dest):
+        for left in _unproven(home):
+            say(f"version {left.name} was never proven: its `attar ship --load` was killed")
+            others = (number for number in versions(home) if str(number) != left.name)
+            say(_undone(left, (), control, max(others, default=None)))
         before = max(control.serving(ours.name), default=None)
-        stands = f"version {before} serves as before" if before else "nothing of it is served"
         say(f"asking {control.url} for the {len(ours.sample)} answers that lie with the artifact, before it serves it")
         place(trial, dest, hidden)
         try:
@@ -52,18 +61,20 @@ def proven(
             _prove(ours, layout, control, hidden, "1")
         except DeviceError as error:
             unseen = f"\n   does that server read {dest}?" if "failed to poll" in str(error) else ""
-            raise DeviceError(f"{error}{unseen}\n   it was not published: {stands}") from None
+            raise DeviceError(f"{error}{unseen}\n   it was not published: {_now(control, home)}") from None
         finally:
             with suppress(AttarError):
                 control.unload(hidden)
             remove(dest / hidden)
         undo = changes(layout, dest, ours.name)
-        number = (newest(dest / ours.name) or 0) + 1
-        into = dest / ours.name / str(number)
+        number = (newest(home) or 0) + 1
+        into = home / str(number)
+        marked = replace(layout, version={**layout.version, UNPROVEN: b""})
         try:
-            place(layout, dest, ours.name, number)
+            place(marked, dest, ours.name, number)
             control.load(ours.name)
             found = _prove(ours, layout, control, ours.name, into.name)
+            _mark_proven(into)
         except BaseException as error:  # Ctrl-C, too
             if not os.path.lexists(into):  # nothing was published
                 raise
@@ -102,24 +113,48 @@ def _prove(ours: Shipment, layout: Layout, control: Control, name: str, version:
     return found
 
 
+def _unproven(home: Path) -> list[Path]:
+    """Versions that a takeover left that was killed before it had proven them."""
+    no_link(home)
+    found = (home / str(number) for number in versions(home))
+    return [folder for folder in found if not folder.is_symlink() and os.path.lexists(folder / UNPROVEN)]
+
+
+def _mark_proven(folder: Path) -> None:
+    try:
+        (folder / UNPROVEN).unlink()
+        sync(folder)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
 def _undone(into: Path, undo: tuple[Change, ...], control: Control, before: int | None) -> str:
     """Takes a version away again and has the one before served; what came of it, in words. A version that cannot be
     taken away is at least not served: nothing of its model is, for the server would load it again."""
-    name = into.parent.name
+    home = into.parent
     try:
         retract(into, undo)
     except InputError as error:
         if not os.path.lexists(into):
-            return f"{error}\n   {_back(name, control, before)}"
-        return f"{error}\n   {_back(name, control, None)}"
-    return f"version {into.name} was taken away again: {_back(name, control, before)}"
+            return f"{error}\n   {_back(control, home, before)}"
+        return f"{error}\n   {_back(control, home, None)}"
+    return f"version {into.name} was taken away again: {_back(control, home, before)}"
 
 
-def _back(name: str, control: Control, before: int | None) -> str:
+def _back(control: Control, home: Path, before: int | None) -> str:
     """Has the version served again that was before; what came of it, in words."""
     try:
-        control.load(name) if before else control.unload(name)
-        now = max(control.serving(name), default=None)
+        control.load(home.name) if before else control.unload(home.name)
     except DeviceError as error:
-        return f"and then the server failed: {error}"
-    return f"version {now} serves" if now else "nothing of it is served"
+        return _now(control, home, f"and then the server failed: {error}\n   ")
+    return _now(control, home)
+
+
+def _now(control: Control, home: Path, failed: str = "") -> str:
+    """What is served of a model now, as the server says it: it may have died."""
+    try:
+        now = max(control.serving(home.name), default=None)
+    except DeviceError:
+        then = f"version {lies} is what it would load" if (lies := newest(home)) else "it has nothing of it to load"
+        return f"the server does not answer any more; {then}"
+    return failed + (f"version {now} serves" if now else "nothing of it is served")

@@ -12,6 +12,7 @@ from string import Template
 from typing import Any
 
 from targets.servers.common import labels
+from targets.servers.neighbours import SETTINGS
 from targets.servers.shipment import Layout, Shipment
 
 __all__ = ["source"]
@@ -39,12 +40,20 @@ $steps
 if not 2 <= len(sys.argv) <= 4:
     sys.exit(__doc__)
 path, url, model = sys.argv[1:] + ["localhost:8000", $model][len(sys.argv) - 2 :]
-x = prepared(path)$whole
+try:
+    x = prepared(path)$whole
+except Exception as error:
+    sys.exit(f"{path} cannot be read as an example: {' '.join(str(error).split())}")
 tensor = http.InferInput($source, x.shape, "FP32")
 tensor.set_data_from_numpy(x$by_json)
 wanted = http.InferRequestedOutput($target$by_json)
-client = http.InferenceServerClient(url.removeprefix("http://"))
-answer = client.infer(model, [tensor], outputs=[wanted], request_id="1"$headers)
+try:
+    client = http.InferenceServerClient(url.removeprefix("http://"))
+    answer = client.infer(
+        model, [tensor], outputs=[wanted], request_id="1"$headers
+    )
+except Exception as error:
+    sys.exit(f"{url} gave no answer of {model!r}: {' '.join(str(error).split())}")
 print($told)
 ''')
 
@@ -59,7 +68,7 @@ def source(shipment: Shipment, layout: Layout) -> bytes:
         layout: of the server that it will ask: MLServer takes no binary tensors.
     """
     model = shipment.model
-    by_json = any(name.rpartition("/")[2] == "model-settings.json" for name in (*layout.version, *layout.shared))
+    by_json = SETTINGS in layout.added
     image = len(model.inputs[0].shape) == 4
     names = pprint.pformat(list(labels(shipment)), width=116, compact=True)
     batch = model.inputs[0].shape[0]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import select
+import time
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +18,9 @@ from targets.servers.protocol import Address
 
 __all__ = ["Control", "Standing"]
 
+_STEP_S = 1.0  # between looks at a server that has not answered yet
+_HEALTH_S = 3.0  # for its answer that it lives; it gives that within milliseconds while it loads
+_MISSES = 3  # looks in a row without one
 _TRITON = "give the HTTP port of a Triton with --model-control-mode=explicit"
 
 
@@ -32,6 +37,9 @@ class Standing:
 class Control:
     """The model control of one server; it must have been started with --model-control-mode=explicit.
 
+    While an answer is awaited the server is asked whether it lives: one that was killed may leave children behind that
+    hold the connection open.
+
     Args:
         url: http://host:port.
         timeout_s: for one answer; loading a model is one.
@@ -47,6 +55,8 @@ class Control:
                 Fault("models are loaded over HTTP", file=url, help="give the server's HTTP port: http://")
             )
         self._timeout_s = timeout_s
+        self._lives = False  # whether it has said so while it owed an answer: one with a single HTTP thread cannot
+        self._missed = 0
         self.url = f"{self._address.scheme}://{self._address.place}{self._address.prefix}"
 
     def index(self) -> tuple[Standing, ...]:
@@ -70,7 +80,7 @@ class Control:
         """Loads a model as it lies in the repository now. One that is loaded already serves until the new one does.
 
         Raises:
-            DeviceError: the server refuses the model; with its words.
+            DeviceError: the server refuses the model, with its words; or it stopped answering.
         """
         self._ask("POST", f"/v2/repository/models/{quote(name, safe='')}/load", {})
 
@@ -79,12 +89,11 @@ class Control:
         self._ask("POST", f"/v2/repository/models/{quote(name, safe='')}/unload", {})
 
     def _ask(self, method: str, path: str, body: dict[str, Any]) -> Any:
-        address = self._address
-        kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
-        wire = kind(address.host, address.port, timeout=self._timeout_s)
+        wire = self._wire(self._timeout_s)
         try:
             data = json.dumps(body).encode()
-            wire.request(method, quote(address.prefix) + path, data, {"Content-Type": "application/json"})
+            wire.request(method, quote(self._address.prefix) + path, data, {"Content-Type": "application/json"})
+            self._wait(wire, path)
             reply = wire.getresponse()
             text = reply.read()
         except ConnectionRefusedError:
@@ -107,6 +116,42 @@ class Control:
             what = f"answered {reply.status} to {path}: no model control there"
             raise self._fault(what, _TRITON)
         raise self._fault(f"said: {told}", "see the server's own log")
+
+    def _wire(self, timeout_s: float) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
+        return kind(self._address.host, self._address.port, timeout=timeout_s)
+
+    def _wait(self, wire: http.client.HTTPConnection, path: str) -> None:
+        """Returns once an answer begins.
+
+        Raises:
+            DeviceError: the server died meanwhile.
+            TimeoutError: it lives, and has not answered in time.
+        """
+        end = time.monotonic() + self._timeout_s
+        while not select.select([wire.sock], [], [], _STEP_S)[0]:
+            self._missed = 0 if self._look() else self._missed + 1
+            if self._missed >= _MISSES:
+                raise self._fault(f"stopped answering while {path} was awaited", "see the server's own log")
+            if time.monotonic() > end:
+                raise TimeoutError(f"nothing within {self._timeout_s:g} s")
+
+    def _look(self) -> bool:
+        """Whether the server lives, as far as can be told: any answer is a sign of it."""
+        wire = self._wire(_HEALTH_S)
+        try:
+            wire.connect()
+        except OSError:
+            return False
+        try:
+            wire.request("GET", quote(self._address.prefix) + "/v2/health/live")
+            wire.getresponse()
+        except (http.client.HTTPException, OSError):
+            return not self._lives
+        finally:
+            wire.close()
+        self._lives = True
+        return True
 
     def _fault(self, what: str, help: str) -> DeviceError:
         return DeviceError(str(Fault(what, file=self.url, help=help)))

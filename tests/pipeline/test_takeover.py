@@ -109,6 +109,47 @@ def test_a_version_that_cannot_be_taken_away_is_not_served(run, wrong, monkeypat
     assert "could not be taken away again: Permission denied\n   nothing of it is served" in error
 
 
+def test_a_server_that_died_is_not_said_to_serve(run, wrong, monkeypatch):
+    def dead(self, name):
+        raise DeviceError("nothing listens there")
+
+    def prove(*_):
+        monkeypatch.setattr(Served, "serving", dead)
+        monkeypatch.setattr(Served, "load", dead)
+        raise wrong[0]
+
+    monkeypatch.setattr(takeover, "_prove", prove)
+    asked, versions, _, error = run(DeviceError)
+    assert (asked, versions) == (["load tiny 1"], ["1"])
+    assert "answers otherwise\n   it was not published: the server does not answer any more; version 1 is" in error
+
+
+def test_what_a_kill_left_unproven_is_taken_away_first(tmp_path, monkeypatch):
+    ours, layout = made(tmp_path / "model.onnx")
+    dest, said = tmp_path / "models", []
+    publish(layout, dest, "tiny")
+    control = Served(dest)
+    killed = []
+
+    def prove(ours, layout, control, name, version):
+        if name == "tiny" and not killed:
+            killed.append((dest / "tiny" / version / takeover.UNPROVEN).read_bytes())
+            monkeypatch.setattr(takeover, "_undone", lambda *_: "")  # as a kill: nothing is put right
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(takeover, "_prove", prove)
+    undone = takeover._undone
+    with pytest.raises(KeyboardInterrupt):
+        takeover.proven(ours, layout, layout, ".attar-candidate-tiny", dest, control, said.append)
+    assert (dest / "tiny" / "2" / takeover.UNPROVEN).exists()
+    monkeypatch.setattr(takeover, "_undone", undone)
+    into, _, before = takeover.proven(ours, layout, layout, ".attar-candidate-tiny", dest, control, said.append)
+    assert "version 2 was taken away again: version 1 serves" in said
+    assert (into.name, before) == ("2", 1)
+    assert [each for each in control.asked if "candidate" not in each] == ["load tiny 2", "load tiny 1", "load tiny 2"]
+    assert not list(dest.rglob(".attar*"))
+
+
 def test_an_interruption_just_after_it_was_published_leaves_nothing(run, monkeypatch):
     monkeypatch.setattr(takeover, "_prove", lambda *_: None)
     place = takeover.place

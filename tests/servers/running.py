@@ -55,6 +55,12 @@ class Running:
         """All that it has said."""
         return self.path.read_text(encoding="utf-8", errors="replace")
 
+    def lose(self) -> None:
+        """Kills it alone. Its children are stopped, and so hold its connections open as busy ones do."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        self.process.kill()
+        self.process.wait()
+
     def kill(self) -> None:
         """Ends it as a crash would."""
         with suppress(ProcessLookupError):
@@ -69,6 +75,7 @@ def triton(
     *,
     poll: bool = False,
     disturb: str = "",
+    hold: Path | None = None,
     bare: bool = False,
     timeout: float = 180,
 ) -> Iterator[Running]:
@@ -78,6 +85,7 @@ def triton(
         explicit: models are loaded and unloaded by request, and none at the start.
         poll: it looks for changes in the repository every second.
         disturb: "name:version" of those that shall answer wrongly, comma-separated.
+        hold: folder of files that make versions wait; see `triton_backend.py`.
         bare: without a backend for ONNX, as the pytriton wheel brings it.
     """
     site = next((installed("triton") / "lib").glob("python3.*/site-packages"))
@@ -101,6 +109,7 @@ def triton(
         extra = {
             "BACKEND_SITE": str(site),
             "BACKEND_DISTURB": disturb,
+            "BACKEND_HOLD": str(hold or ""),
             "LD_LIBRARY_PATH": str(site / "nvidia_pytriton.libs"),
         }
         with _running(command, http, grpc, extra, repository, timeout) as server:

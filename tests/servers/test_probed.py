@@ -1,15 +1,17 @@
-"""A real server serves what `attar ship` wrote: `attar probe` over HTTP and gRPC, and the client that lies there."""
+"""A real server serves the newest of what `attar ship` wrote, bit by bit as onnxruntime does: it is asked by
+`attar probe` over HTTP and gRPC, and by the client that lies there."""
 
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
 from running import kserve, mlserver, triton
-from shipping import attar_ship
+from shipping import answers, attar_ship
 
-from pipeline import reference
+from pipeline import published, reference
 from pipeline.endpoint import probe
 from targets.errors import DeviceError, InputError
 from targets.servers.protocol import connect
@@ -30,9 +32,13 @@ def ready(url):
 
 @pytest.mark.parametrize("name", ["triton", *HEAVY])
 def test_a_real_server_is_probed_and_a_newcomer_asks_it(name, artifacts, tmp_path):
-    folder = artifacts["first"]
-    assert attar_ship(folder, tmp_path / "models", "--to", name)[0] == 0
+    folder = artifacts["second"]
+    for each in (artifacts["first"], folder):
+        code, _, err = attar_ship(each, tmp_path / "models", "--to", name)
+        assert code == 0, err
+    assert published.verified(tmp_path / "models" / "tiny") == ()
     kept = reference.load(folder / reference.NAME)
+    assert np.array_equal(kept.outputs, answers(folder, kept.inputs))
     with SERVERS[name](tmp_path / "models") as server:
         for url in (f"http://{server.http}/v2/models/tiny", f"grpc://{server.grpc}/tiny"):
             found = probe(ready(url), folder, seconds=1, clients=4)
@@ -42,10 +48,11 @@ def test_a_real_server_is_probed_and_a_newcomer_asks_it(name, artifacts, tmp_pat
             assert found.how == (
                 "gRPC" if "grpc" in url else "HTTP, JSON" if name == "mlserver" else "HTTP, binary tensors"
             )
-            strange = connect(url)
-            with pytest.raises(DeviceError, match="refused inputs of shape"):
-                strange.infer(np.zeros((1, 1, 3, 3), np.float32))
-            strange.close()
+            with closing(connect(url)) as endpoint:
+                got = np.concatenate([endpoint.infer(kept.inputs[i : i + 1]) for i in range(len(kept.inputs))])
+                assert np.array_equal(got, kept.outputs)
+                with pytest.raises(DeviceError, match="refused inputs of shape"):
+                    endpoint.infer(np.zeros((1, 1, 3, 3), np.float32))
         other = connect(f"http://{server.http}/v2/models/tinyy")
         with pytest.raises(InputError, match=r"has no model 'tinyy'.*\n   help: did you mean 'tiny'"):
             other.metadata()
@@ -58,6 +65,7 @@ def test_a_real_server_is_probed_and_a_newcomer_asks_it(name, artifacts, tmp_pat
         server.kill()
         with pytest.raises(DeviceError, match="nothing listens"):
             probe(f"http://{server.http}", folder)
+    assert published.verified(tmp_path / "models" / "tiny") == (), "also where the server's Python wrote something"
 
 
 @pytest.mark.server

@@ -7,11 +7,14 @@ there is none.
     https://github.com/triton-inference-server/python_backend#python-based-custom-backend
     https://github.com/triton-inference-server/backend/blob/main/src/backend_model.cc
 
-The variable BACKEND_DISTURB ("digits:2", comma-separated) names versions that answer wrongly.
+The variable BACKEND_DISTURB ("digits:2", comma-separated) names versions that answer wrongly. A file
+`load digits:2` or `answer digits:2` in the folder BACKEND_HOLD makes that version wait until it is gone;
+`load digits:2.here` then says that it does.
 """
 
 import os
 import sys
+import time
 
 sys.path[:0] = os.environ["BACKEND_SITE"].split(":")  # the stub's interpreter ignores PYTHONPATH
 
@@ -28,6 +31,8 @@ class TritonPythonModel:
     """One instance of a model's version."""
 
     def initialize(self, args):
+        self.version = f"{args['model_name']}:{args['model_version']}"
+        _hold(f"load {self.version}")
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
         model = folder / (config.get("default_model_filename") or "model.onnx")
@@ -42,9 +47,10 @@ class TritonPythonModel:
         ):
             _check(kind, ours, {value.name: value for value in theirs}, config["max_batch_size"])
         disturbed = os.environ.get("BACKEND_DISTURB", "").split(",")
-        self.wrong = f"{args['model_name']}:{args['model_version']}" in disturbed
+        self.wrong = self.version in disturbed
 
     def execute(self, requests):
+        _hold(f"answer {self.version}")
         answers = []
         for request in requests:
             feeds = {name: pb.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
@@ -58,6 +64,13 @@ class TritonPythonModel:
             tensors = [pb.Tensor(name, value) for name, value in zip(self.outputs, found, strict=True)]
             answers.append(pb.InferenceResponse(output_tensors=tensors))
         return answers
+
+
+def _hold(what):
+    path = Path(os.environ.get("BACKEND_HOLD") or os.devnull) / what
+    while path.exists():
+        path.with_name(f"{what}.here").touch()
+        time.sleep(0.02)
 
 
 def _check(kind, configured, graph, max_batch):

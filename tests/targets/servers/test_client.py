@@ -21,7 +21,7 @@ from targets.servers.shipment import Layout, Shipment
 from targets.target import Target
 from targets.testing import tiny_onnx
 
-TRITON, MLSERVER = Layout({"model.onnx": b""}), Layout({"model.onnx": b"", "model-settings.json": b""})
+TRITON, MLSERVER = Layout({"model.onnx": b""}), Layout({"model.onnx": b""}, added={"model-settings.json": b""})
 
 
 def shipment_of(path, preprocessing, shape, labels=("zero", 'it\'s "one"', "zwei é \U0001f600")):
@@ -138,10 +138,31 @@ def test_a_newcomer_runs_it(tmp_path, layout, binary):
         assert run(tmp_path, "image.png", f"http://{place}", "tiny").out == f"{shipment.labels[(right + 1) % 3]}\n"
         other = run(tmp_path, "image.png", place, "other")
         assert other.code == 1
-        assert "no /v2/models/other/infer here" in other.err
+        assert other.err == f"{place} gave no answer of 'other': [404] no /v2/models/other/infer here\n"
     told = run(tmp_path)
     assert told.code == 1
     assert "python client.py EXAMPLE [HOST:PORT [MODEL]]" in told.err
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        ("none.png", "none.png cannot be read as an example: [Errno 2] No such file or directory: 'none.png'"),
+        ("text.png", "text.png cannot be read as an example: cannot identify image file 'text.png'"),
+        ("text.npy", "text.npy cannot be read as an example: "),
+        ("words.npy", "words.npy cannot be read as an example: "),
+        ("image.npy", "127.0.0.1:9 gave no answer of 'tiny': [Errno 111] Connection refused"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(tmp_path, example, said):
+    (tmp_path / "client.py").write_text(client_of(tmp_path, Preprocessing(image_size=4), (3, 4, 4)), encoding="utf-8")
+    for name in ("text.png", "text.npy"):
+        (tmp_path / name).write_text("no picture", encoding="utf-8")
+    np.save(tmp_path / "words.npy", np.array(["a"]))
+    np.save(tmp_path / "image.npy", np.zeros((4, 4, 3), np.uint8))
+    found = run(tmp_path, example, "127.0.0.1:9")
+    assert (found.code, found.out, found.err.count("\n")) == (1, "", 1)
+    assert found.err.startswith(said)
 
 
 def test_without_labels_it_prints_the_number_of_the_class(tmp_path):
@@ -156,7 +177,7 @@ def test_it_is_short(tmp_path, layout):
     tree = ast.parse(text)
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
     asking = text.splitlines()[function.end_lineno :]
-    assert len([line for line in asking if line.strip()]) <= 10
+    assert len([line for line in asking if line.strip()]) <= 18
     assert max(map(len, text.splitlines())) <= 120
 
 

@@ -1,0 +1,129 @@
+"""A real Triton, or `attar ship --load`, is killed in the middle: what is served stays right, as does the folder."""
+
+import threading
+import time
+from contextlib import closing, contextmanager
+
+import numpy as np
+import pytest
+from running import triton
+from shipping import answers, attar_ship
+from tiny_run import attar_started
+
+from pipeline import published, reference, takeover
+from targets.servers.control import Control
+from targets.servers.protocol import connect
+
+pytestmark = pytest.mark.server
+TRIAL, TAKEOVER = ".attar-candidate-tiny:1", "tiny:2"
+
+
+@pytest.fixture
+def held(tmp_path):
+    """Makes a version of a model wait when it is loaded ("load tiny:2") or asked ("answer tiny:2")."""
+    folder = tmp_path / "held"
+    folder.mkdir()
+
+    @contextmanager
+    def hold(what):
+        (folder / what).touch()
+        try:
+            yield lambda: until((folder / f"{what}.here").exists)
+        finally:
+            (folder / what).unlink()
+
+    hold.folder = folder
+    return hold
+
+
+def until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.02)
+
+
+def asked(http, folder):
+    """What the server answers to the golden sample of an artifact."""
+    inputs = reference.load(folder / reference.NAME).inputs
+    with closing(connect(f"http://{http}/v2/models/tiny")) as endpoint:
+        return np.concatenate([endpoint.infer(inputs[i : i + 1]) for i in range(len(inputs))])
+
+
+def answered(folder):
+    return answers(folder, reference.load(folder / reference.NAME).inputs)
+
+
+def lies(repository):
+    """Versions of the model, and what else lies there; all is whole."""
+    model = repository / "tiny"
+    assert not [fault for fault in published.verified(model) if not fault.file.endswith(takeover.UNPROVEN)]
+    others = [path.name for path in (*repository.iterdir(), *model.glob(".*"), *model.glob("*/.*")) if path != model]
+    return sorted(path.name for path in model.iterdir() if path.name.isdigit()), sorted(others)
+
+
+@pytest.fixture
+def shipped(artifacts, tmp_path):
+    """The command that ships an artifact, and a folder where the first one serves."""
+    repository = tmp_path / "models"
+    repository.mkdir()
+    return repository, lambda name, http: (artifacts[name], repository, "--to", "triton", "--load", f"http://{http}")
+
+
+@pytest.mark.parametrize("what", [f"load {TRIAL}", f"load {TAKEOVER}"])
+def test_a_server_that_dies_ends_the_command(what, artifacts, shipped, held):
+    repository, words = shipped
+    lost = []
+    with triton(repository, explicit=True, hold=held.folder) as server:
+        assert attar_ship(*words("first", server.http))[0] == 0
+        before = (repository / "tiny" / "config.pbtxt").read_bytes()
+        with held(what) as waits:
+
+            def lose():
+                waits()
+                server.lose()
+                lost.append(time.monotonic())
+
+            thread = threading.Thread(target=lose)
+            thread.start()
+            code, _, err = attar_ship(*words("second", server.http), "--max-batch", 4)
+            took = time.monotonic() - lost[0]
+            thread.join()
+    assert code == 3
+    assert "Traceback" not in err
+    assert "the server does not answer any more; version 1 is what it would load" in err
+    assert f"stopped answering while /v2/repository/models/{what[5:-2]}/load was awaited" in err
+    assert took < 15
+    assert lies(repository) == (["1"], [])
+    assert (repository / "tiny" / "config.pbtxt").read_bytes() == before
+    with triton(repository) as server:
+        until(lambda: Control(f"http://{server.http}").serving("tiny") == (1,))
+        assert np.array_equal(asked(server.http, artifacts["first"]), answered(artifacts["first"]))
+
+
+@pytest.mark.parametrize("what", [f"load {TRIAL}", f"load {TAKEOVER}", f"answer {TAKEOVER}"])
+def test_a_command_that_is_killed_leaves_what_the_next_one_puts_right(what, artifacts, shipped, held):
+    repository, words = shipped
+    with triton(repository, explicit=True, hold=held.folder) as server:
+        control = Control(f"http://{server.http}")
+        assert attar_ship(*words("first", server.http))[0] == 0
+        with held(what) as waits:
+            process = attar_started("ship", *words("second", server.http), cwd=repository.parent)
+            try:
+                waits()
+            finally:
+                process.kill()
+                process.wait()
+            if what.startswith("load"):
+                assert control.serving("tiny") == (1,)
+                assert np.array_equal(asked(server.http, artifacts["first"]), answered(artifacts["first"]))
+            left = ([".attar-candidate-tiny"], ["1"]) if TRIAL in what else ([".attar-unproven"], ["1", "2"])
+            assert lies(repository) == (left[1], [*left[0], ".attar.lock"])
+        code, _, err = attar_ship(*words("second", server.http))
+        assert code == 0, err
+        assert ("version 2 was never proven: its `attar ship --load` was killed" in err) == (TAKEOVER in what)
+        assert ("version 2 was taken away again: version 1 serves" in err) == (TAKEOVER in what)
+        assert control.serving("tiny") == (2,)
+        assert np.array_equal(asked(server.http, artifacts["second"]), answered(artifacts["second"]))
+        assert lies(repository) == (["1", "2"], [])
+        assert control.serving(".attar-candidate-tiny") == ()
