@@ -48,7 +48,7 @@ from targets.servers.protocol import connect
 from targets.servers.protocol_http import request
 from targets.servers.publish import publish
 from targets.servers.shipment import Options, Shipment
-from targets.statistics import Interval, mean_interval, paired_ratio, quantile_interval
+from targets.statistics import Interval, geometric_mean, paired_ratio, quantile_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = (1, 4, 16)
@@ -254,7 +254,7 @@ def tables(found) -> list[tuple[str, Interval | None, float]]:
             taken = found[clients, name]
             flat = [ms for block in taken.blocks for ms in block]
             p50, p99 = (cell(quantile_interval(flat, q, CONFIDENCE), 3) for q in (0.5, 0.99))
-            rate, who = cell(mean_interval(taken.rates, CONFIDENCE), 0), str(clients) if clients else "no server"
+            rate, who = cell(geometric_mean(taken.rates, CONFIDENCE), 0), str(clients) if clients else "no server"
             cores = f"{np.mean(taken.cores):.2f}" if clients else "-"
             print(f"| {who} | {name} | {p50} | {p99} | {rate} | {cores} |")
     print("\n| clients | int8 against float: p50, times shorter | throughput, times higher |")

@@ -119,7 +119,7 @@ def probe(
 def _shipment(folder: Path, model: str) -> Shipment:
     from pipeline.ship import shipment
 
-    found = shipment(folder, model, even_if="missed")
+    found = shipment(folder, model or None, even_if="missed")
     if not len(found.sample):
         help = "run its recipe with data.reference above 0"
         raise InputError(Fault("holds no examples to ask with", file=str(folder / reference.NAME), help=help))
@@ -142,7 +142,7 @@ def _fits(url: str, metadata: Metadata, model: Artifact) -> None:
             name == value.name
             and datatype == "FP32"
             and len(shape) == len(value.shape)
-            and all(-1 in (a, b) or a == b for a, b in zip(shape, map(_size, value.shape), strict=True))
+            and all(-1 in (a, b) or a == b for a, b in zip(shape, value.sizes, strict=True))
             for (name, datatype, shape), value in zip(told, ours, strict=True)
         )
         if not fits:
@@ -150,10 +150,6 @@ def _fits(url: str, metadata: Metadata, model: Artifact) -> None:
             has = "; ".join(map(str, theirs)) or "not told"
             what = f"serves another model: its {kind} is {has}, and the artifact's is {want}"
             raise InputError(Fault(what, file=url, help="give the folder of the artifact that is served, or its URL"))
-
-
-def _size(size: int | str) -> int:
-    return size if isinstance(size, int) else -1
 
 
 def _probed(

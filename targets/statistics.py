@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = [
     "Interval",
     "drift",
+    "geometric_mean",
     "mean_interval",
     "mean_of_blocks",
     "paired_drop",
@@ -127,12 +128,11 @@ def paired_ratio(
     Args:
         baseline_blocks, candidate_blocks: block i of both was taken in the same round.
     """
-    logs = [
-        math.log(float(np.median(np.asarray(b))) / float(np.median(np.asarray(c))))
+    ratios = [
+        float(np.median(np.asarray(b))) / float(np.median(np.asarray(c)))
         for b, c in zip(baseline_blocks, candidate_blocks, strict=True)
     ]
-    found = mean_interval(logs, confidence)
-    return None if found is None else Interval(*map(math.exp, found))
+    return geometric_mean(ratios, confidence)
 
 
 def mean_of_blocks(
@@ -226,6 +226,15 @@ def mean_interval(values: ArrayLike, confidence: float) -> Interval | None:
     mean = float(x.mean())
     half = _t(confidence, len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x))
     return Interval(mean, mean - half, mean + half)
+
+
+def geometric_mean(values: ArrayLike, confidence: float) -> Interval | None:
+    """Geometric mean of positive values, which are independent; None below two.
+
+    Student's t interval of the logarithms, turned back: it is never below 0, however far the values lie apart.
+    """
+    found = mean_interval(np.log(np.asarray(values, np.float64)), confidence)
+    return None if found is None else Interval(*map(math.exp, found))
 
 
 def _z(confidence: float) -> float:

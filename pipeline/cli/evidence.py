@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.shared import AsJson, say
+from pipeline.cli.shared import AsJson, put_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,63 +21,76 @@ __all__ = ["bom", "pull", "sign", "verify"]
 
 _Folder = Annotated[
     Path,
-    typer.Argument(help="Folder of an artifact: RUN/TARGET, or a published version.", show_default=False),
+    typer.Argument(
+        metavar="DIR",
+        help="Folder of an artifact: RUN/TARGET, or one that was shipped: DEST/NAME/VERSION.",
+        show_default=False,
+    ),
 ]
 
 
 def verify(
-    folder: _Folder,
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="Folder of an artifact: RUN/TARGET, or one that was shipped: DEST/NAME/VERSION; or DEST/NAME, for all "
+            "its versions and what they share.",
+            show_default=False,
+        ),
+    ],
     key: Annotated[
-        Path | None, typer.Option(help="Public key (PEM) that is to have signed it.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="The public key (PEM) of who is to have signed it.", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether an artifact is as it was when its run wrote it, and with --key who signed it.
+    """Say whether an artifact is as it was when its run wrote it, and with --key whether that key signed it.
 
-    Exit code 1: a file was changed, added or taken away, or the signature does not hold.
+    Exit code 0: it holds; 1: a file was changed, added or taken away, or the signature does not hold; 2: there is no
+    artifact, or no such key.
     """
-    from pipeline import evidence
+    from pipeline import evidence, published
 
-    shipped = evidence.published(folder)
-    faults = evidence.verified(folder, beside=shipped)
-    notes = _notes(folder, shipped, bool(faults))
-    if key is not None:
-        from pipeline.signing import unsigned
-
-        missing = unsigned(folder, key)
-        faults += missing
-        signature, said = "invalid" if missing else "valid", f"signed by {key}"
-    elif (folder / evidence.SIGNATURE).exists():
-        said = f"a signature lies there ({evidence.SIGNATURE}), unchecked: give the signer's public key with --key"
-        signature = "unchecked"
-    else:
-        said = "not signed: digests show that nothing changed by accident, not where it comes from"
-        signature = "none"
-    notes += [] if faults else [said]
+    model = published.is_model(folder)
+    faults = (published if model else evidence).verified(folder)
+    each = published.versions(folder) if model else (folder,)
+    signature, missing, said = _signed(each, key)
+    faults += missing
+    notes = []
+    if not faults:
+        named = [(f"version {one.name}: " if model else "", one) for one in each]
+        notes = [f"{name}{note}" for name, one in named for note in _notes(one)] + said
+        if model and signature == "valid":
+            notes.append("what its versions share is covered by no signature, by digests alone")
     _show(folder, faults, notes, as_json, signature=signature)
 
 
 def sign(
     folder: _Folder,
-    key: Annotated[Path, typer.Option(help="Private key (PEM, ECDSA) to sign with.", show_default=False)],
+    key: Annotated[
+        Path, typer.Option(metavar="FILE", help="The private key (PEM, ECDSA) to sign with.", show_default=False)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Sign an artifact's folder, once its digests are found to hold.
 
     The signature covers every file, and lies beside them as model.sig; an earlier one is replaced.
+
+    Exit code 0: signed; 1: a file was changed, added or taken away, and nothing was signed; 2: there is no artifact, or
+    no such key.
     """
     from pipeline import evidence
     from pipeline.signing import PUBLIC_KEY
     from pipeline.signing import sign as add_signature
 
-    shipped = evidence.published(folder)
-    faults = evidence.verified(folder, beside=shipped)
+    faults = evidence.verified(folder)
     notes: list[str] = []
     if not faults:
         notes = [
-            *_notes(folder, shipped, False),
+            *_notes(folder),
             f"signed: {add_signature(folder, key)}",
-            f"whoever receives it needs the public key: {PUBLIC_KEY.replace('key.pem', str(key))}",
+            f"whoever receives it needs the public key: {PUBLIC_KEY.replace('key.pem', shlex.quote(str(key)))}",
             "and verifies with: attar verify DIR --key key.pub.pem",
         ]
     _show(folder, faults, notes, as_json, signature="none" if faults else "made")
@@ -85,48 +99,96 @@ def sign(
 def bom(
     folder: _Folder,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write.", show_default="standard output")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to write it.", show_default="standard output"),
     ] = None,
 ) -> None:
-    """Write an artifact's bill of materials: CycloneDX 1.6, JSON, with a model card."""
+    """Write an artifact's bill of materials: CycloneDX 1.6, JSON, with a model card.
+
+    Exit code 0: written; 1: a file was changed, added or taken away, and nothing was written; 2: unusable input.
+    """
     from pipeline import evidence
     from pipeline.bom import of_folder
-    from pipeline.store import write_atomically
     from targets.errors import Fault, InputError
+    from targets.files import write_atomically
 
-    if faults := evidence.verified(folder, beside=evidence.published(folder)):
+    if faults := evidence.verified(folder):
         _show(folder, faults, [], False)
     text = of_folder(folder)
     if output is None:
         sys.stdout.write(text)
         return
-    if output.resolve().parent == folder.resolve():
-        what = "lies in the artifact's folder, where a file that is in no list would count as tampering"
+    above = output.resolve().parent
+    if above == folder.resolve() or (above / evidence.LAYOUT).exists():
+        what = "lies in the folder of an artifact or a model, where a file that is in no list would count as tampering"
         raise InputError(Fault(what, file=str(output), help="write it beside the folder"))
     write_atomically(output, text.encode())
-    say(f"written: {output}")
+    say("written:", str(output))
 
 
 def pull(
-    ref: Annotated[str, typer.Argument(help="HOST[:PORT]/NAME:TAG, or ...@sha256:DIGEST.", show_default=False)],
-    into: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    ref: Annotated[
+        str,
+        typer.Argument(
+            metavar="REF", help="HOST[:PORT]/NAME:TAG, or HOST[:PORT]/NAME@sha256:DIGEST.", show_default=False
+        ),
+    ],
+    into: Annotated[
+        Path,
+        typer.Argument(
+            metavar="NEWDIR",
+            help="A folder to be made; the artifact will lie in NEWDIR/TARGET, and its run's report in NEWDIR.",
+            show_default=False,
+        ),
+    ],
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Plain HTTP, for a registry in your own network.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Fetch an artifact that `attar ship DIR --to oci` pushed, every digest checked."""
+    """Fetch an artifact that `attar ship DIR --to oci` pushed, every digest checked.
+
+    Exit code 0: it is there whole; 2: unusable input, or nothing of that kind in the registry, or it was changed there;
+    3: the registry does not answer. Nothing is left in NEWDIR then.
+    """
+    from pipeline import evidence
     from pipeline.registries import oci
 
-    found = oci.pull(ref, into, insecure=insecure, say=say)
-    say(f"pulled: {found}; its digests hold. Where it comes from: attar verify {found} --key PUBLIC_KEY")
+    found, digest = oci.pull(ref, into, insecure=insecure, say=say)
+    say("its digests hold; it lies in", str(found))
+    say("who made it? next:", f"attar verify {shlex.quote(str(found))} --key PUBLIC_KEY")
+    if as_json:
+        files = {**evidence.listed(found), **evidence.laid(found)}
+        put_json(
+            json.dumps({"version": 1, "ref": ref, "digest": digest, "folder": str(found), "files": files}, indent=1)
+        )
 
 
-def _notes(folder: Path, shipped: bool, broken: bool) -> list[str]:
+def _signed(folders: tuple[Path, ...], key: Path | None) -> tuple[str, tuple[Fault, ...], list[str]]:
+    """How signatures stand, in a word; what is wrong with them; what a person must know of them."""
+    from pipeline import evidence
+    from pipeline.signing import named, unsigned
+
+    if key is not None and folders:
+        if faults := tuple(fault for folder in folders for fault in unsigned(folder, key)):
+            return "invalid", faults, []
+        notes = [f"signed by {key}"]
+        for folder in folders:
+            added = evidence.laid(folder)
+            if added and (left := sorted({evidence.LAYOUT, *added} - named(folder))):
+                told = f"signed before it was shipped: the signature does not cover {', '.join(left)}; this does:"
+                notes.append(f"{told} attar sign {shlex.quote(str(folder))} --key KEY")
+        return "valid", (), notes
+    if any((folder / evidence.SIGNATURE).exists() for folder in folders):
+        told = f"a signature lies there ({evidence.SIGNATURE}), unchecked: give the signer's public key with --key"
+        return "unchecked", (), [told]
+    return "none", (), ["not signed: digests show that nothing changed by accident, not where it comes from"]
+
+
+def _notes(folder: Path) -> list[str]:
     """What a person must know of digests that hold."""
     from pipeline import evidence
 
-    if broken:
-        return []
     about = evidence.manifest(folder)
     target = about.get("target")
     name = target.get("name") if isinstance(target, dict) else target
@@ -135,20 +197,28 @@ def _notes(folder: Path, shipped: bool, broken: bool) -> list[str]:
         notes.append(f"it left otherwise than it was judged: see shipped_as in {evidence.MANIFEST}")
     if not (folder / evidence.SUMS).exists():
         notes.append(f"no {evidence.SUMS}: made by an older attar, so nothing vouches for {evidence.MANIFEST} itself")
-    if shipped and (beside := evidence.others(folder)):
-        notes.append(f"beside the artifact, from the server's layout, and in no list: {', '.join(beside)}")
+    if evidence.cached(folder):
+        told = "was written by the server's Python, and is in no list: take it away where others may write there"
+        notes.append(f"{evidence.CACHE} {told}")
     return notes
 
 
 def _show(folder: Path, faults: Iterable[Fault], notes: list[str], as_json: bool, signature: str = "") -> None:
     """Says what was found; does not return where something does not hold."""
-    from pipeline import evidence
+    from pipeline import evidence, published
 
-    faults = tuple(faults)
+    faults, files = tuple(faults), dict[str, str]()
     for fault in faults:
         say(str(fault))
-    if not faults:
-        count = len({*evidence.listed(folder), evidence.MANIFEST})
+    if not faults and published.is_model(folder):
+        files = published.files(folder)
+        of = ", ".join(version.name for version in published.versions(folder)) or "none is there"
+        shared = len(evidence.laid(folder, deep=True))
+        told = f"{len(files)} files, {shared} of them what its versions share (versions: {of}),"
+        say(f"{folder}: holds: {told} have the digests that are written down for them")
+    elif not faults:
+        files = {**evidence.listed(folder), **evidence.laid(folder)}
+        count = len({*files, evidence.MANIFEST})
         say(f"{folder}: holds: {count} files have the digests that are written down for them")
     for note in notes:
         say(f"  {note}")
@@ -158,11 +228,11 @@ def _show(folder: Path, faults: Iterable[Fault], notes: list[str], as_json: bool
             "folder": str(folder),
             "holds": not faults,
             "signature": signature,
-            "files": {} if faults else evidence.listed(folder),
+            "files": files,
             "faults": [{"file": fault.file, "what": fault.what, "help": fault.help} for fault in faults],
             "notes": notes,
         }
-        sys.stdout.write(json.dumps(said, indent=1) + "\n")
+        put_json(json.dumps(said, indent=1))
     if faults:
         say(f"{folder}: does not hold")
         raise typer.Exit(1)

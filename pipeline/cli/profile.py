@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.shared import AsJson, console, tell
+from pipeline.cli.shared import AsJson, console, put_json, tell
 
 if TYPE_CHECKING:
     from pipeline.report.profile_model import Profile
@@ -58,7 +57,7 @@ def profile(
     for path in filter(None, (csv, html)):
         tell(f"wrote {path}")
     if as_json:
-        sys.stdout.write(found.model_dump_json(indent=1) + "\n")
+        put_json(found.model_dump_json(indent=1))
 
 
 def _write(found: Profile, csv: Path | None, html: Path | None) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.interruption import heeding
-from pipeline.cli.shared import EXIT_CODES, AsJson, RecipePath, Sets, console, overrides, store, tell
+from pipeline.cli.shared import EXIT_CODES, AsJson, RecipePath, Sets, console, overrides, put_json, store, tell
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -77,7 +77,7 @@ def run(
     out = out or Path("runs") / report.name
     print_report(report, screen, Path(f"{out}.partial") if report.verdict == "failed" else out)
     if as_json:
-        sys.stdout.write(report.model_dump_json(indent=1) + "\n")
+        put_json(report.model_dump_json(indent=1))
     raise typer.Exit(EXIT_CODES[report.verdict])
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.interruption import heeding
-from pipeline.cli.shared import EXIT_CODES, AsJson, RecipePath, Sets, console, overrides
+from pipeline.cli.shared import EXIT_CODES, AsJson, RecipePath, Sets, console, overrides, put_json
 
 __all__ = ["search"]
 
@@ -39,5 +39,5 @@ def search(
         made = explore(recipe, out, overrides(set_), trials=trials, minutes=minutes, listener=heeding(show))
     screen.print(render(made, out or Path("runs") / f"{made.name}-search"))
     if as_json:
-        sys.stdout.write(made.model_dump_json(indent=1) + "\n")
+        put_json(made.model_dump_json(indent=1))
     raise typer.Exit(EXIT_CODES[made.verdict])

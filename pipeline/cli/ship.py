@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.shared import AsJson, say, tell
+from pipeline.cli.shared import AsJson, put_json, say, tell
 
 if TYPE_CHECKING:
     from pipeline.ship import Shipped
@@ -19,31 +19,60 @@ __all__ = ["ship"]
 
 
 def ship(
-    folder: Annotated[Path, typer.Argument(help="Folder of an artifact: RUN/TARGET.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of an artifact: RUN/TARGET.", show_default=False)
+    ],
     dest: Annotated[
         str,
         typer.Argument(
-            help="The server's model repository, a folder. With oci: HOST[:PORT]/NAME:TAG. With mlflow: its URI.",
+            metavar="DEST",
+            help="The server's model repository, a folder. With oci: HOST[:PORT]/NAME:TAG. With mlflow: its address.",
             show_default=False,
         ),
     ],
     to: Annotated[
-        str, typer.Option(help="triton, mlserver, kserve or openvino; oci or mlflow.", show_default=False)
+        str,
+        typer.Option(
+            metavar="WHERE",
+            help="A server: triton, mlserver, kserve or openvino. Or a registry: oci or mlflow.",
+            show_default=False,
+        ),
     ] = ...,  # type: ignore[assignment]  # typer's way to say that it must be given
-    name: Annotated[str, typer.Option(help="Of the model on the server.", show_default="the recipe's")] = "",
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The model's name there; none with oci.", show_default="the recipe's"),
+    ] = None,
+    even_if: Annotated[
+        str,
+        typer.Option(
+            metavar="VERDICT",
+            help="inconclusive or missed: ship it although that is its verdict.",
+            show_default=False,
+        ),
+    ] = "",
     server_version: Annotated[
-        str, typer.Option(help='Of the server, as its makers number it: "25.10".', show_default="the newest known")
+        str,
+        typer.Option(
+            metavar="VERSION",
+            help="The server's version, as its makers number it: 25.10 of Triton.",
+            show_default="the newest known",
+        ),
     ] = "",
     max_batch: Annotated[
-        int, typer.Option(min=1, max=4096, help="The largest batch that the server may build of single requests.")
+        int,
+        typer.Option(
+            metavar="N", min=1, max=4096, help="The largest batch that the server may build of single requests."
+        ),
     ] = 8,
     delay_us: Annotated[
-        int, typer.Option(min=0, max=10_000_000, help="Microseconds that a request may wait for others.")
+        int,
+        typer.Option(
+            metavar="N", min=0, max=10_000_000, help="Microseconds that a request may wait to be joined with others."
+        ),
     ] = 0,
-    instances: Annotated[int, typer.Option(min=1, max=1024, help="Copies of the model that serve at once.")] = 1,
-    even_if: Annotated[
-        str, typer.Option(metavar="VERDICT", help="Ship it although it is inconclusive or missed.", show_default=False)
-    ] = "",
+    instances: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1024, help="Copies of the model that serve at once.")
+    ] = 1,
     load: Annotated[
         str,
         typer.Option(
@@ -53,16 +82,23 @@ def ship(
             show_default=False,
         ),
     ] = "",
-    insecure: Annotated[bool, typer.Option("--insecure", help="oci: the registry speaks plain HTTP.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="With oci: the registry speaks plain HTTP.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Ship an artifact to a server, or to a registry.
 
     A new version is written beside those that are served and put in place whole; none is ever written over.
     An artifact whose verdict is not met stays, unless --even-if names its verdict.
+
+    Exit code 0: shipped; 2: unusable input, and nothing was written; 3: the server or registry does not answer, or
+    refuses it, or answers otherwise than the artifact did.
     """
+    from targets.errors import Fault, InputError
     from targets.servers.shipment import Options
 
+    if not dest.strip():
+        help = "give the model repository, such as models/; . is the current folder"
+        raise InputError(Fault("is empty", "DEST", help=help))
     options = Options(server_version, max_batch, delay_us, instances)
     registry = to in ("oci", "mlflow")
     plain = Options()
@@ -74,7 +110,7 @@ def ship(
             "--max-batch": registry and max_batch != plain.max_batch,
             "--delay-us": registry and delay_us != plain.delay_us,
             "--instances": registry and instances != plain.instances,
-            "--name": to == "oci" and bool(name),
+            "--name": to == "oci" and name is not None,
             "--insecure": to != "oci" and insecure,
         },
     )
@@ -86,20 +122,21 @@ def ship(
     found = bring(folder, to, Path(dest), name=name, options=options, even_if=even_if, load=load, say=say)
     _tell(found, folder)
     if as_json:
-        sys.stdout.write(found.model_dump_json(indent=1) + "\n")
+        put_json(found.model_dump_json(indent=1))
 
 
 def _tell(found: Shipped, folder: Path) -> None:
-    tell(f"{found.name} version {found.model_version} lies in {found.folder}")
+    tell(f"{found.name} version {found.model_version} lies in", found.folder)
     if found.verdict != "met":
         tell(f"its verdict is {found.verdict}: its manifest says so under shipped_as")
-    for note in found.notes if not found.loaded else ():
-        tell(f"  {note}")
+    for note in found.notes:
+        if not (found.loaded and note.startswith("start it with")):
+            tell(f"  {note}")
     if found.loaded:
         instead = f", in place of version {found.replaced}" if found.replaced else ""
         tell(f"{found.loaded} serves it{instead}: {found.proven}")
     url = f"{found.loaded.rstrip('/') or 'http://HOST:PORT'}/v2/models/{found.name}"
-    tell(f"next: attar probe {url} --artifact {folder}")
+    tell("next:", f"attar probe {url} --artifact {shlex.quote(str(folder))}")
 
 
 def _unused(to: str, given: Mapping[str, bool]) -> None:
@@ -112,7 +149,7 @@ def _unused(to: str, given: Mapping[str, bool]) -> None:
         raise InputError(faults)
 
 
-def _register(folder: Path, to: str, dest: str, name: str, even_if: str, insecure: bool, as_json: bool) -> None:
+def _register(folder: Path, to: str, dest: str, name: str | None, even_if: str, insecure: bool, as_json: bool) -> None:
     from pipeline.ship import shipment
 
     shipment(folder, name, even_if=even_if)
@@ -121,11 +158,11 @@ def _register(folder: Path, to: str, dest: str, name: str, even_if: str, insecur
 
         digest = push(folder, dest, insecure=insecure, say=say)
         found = {"version": 1, "to": to, "ref": dest, "digest": digest}
-        tell(f"next: attar pull {dest} NEWDIR{' --insecure' if insecure else ''}; by digest: ...@{digest}")
+        tell("next:", f"attar pull {dest} NEWDIR{' --insecure' if insecure else ''}")
     else:
         from pipeline.registries.mlflow import register
 
-        number = register(folder, dest, name, say=say)
+        number = register(folder, dest, name or "", say=say)
         found = {"version": 1, "to": to, "uri": dest, "model_version": number}
     if as_json:
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        put_json(json.dumps(found, indent=1))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.cli.shared import EXIT_CODES, AsJson, console, tell
+from pipeline.cli.shared import EXIT_CODES, AsJson, console, put_json, tell
 
 __all__ = ["validate"]
 
@@ -40,5 +39,5 @@ def validate(
     found = revalidate(folder, ours, recipe=recipe, against=against, at=device or "", say=tell)
     console().print(render(found))
     if as_json:
-        sys.stdout.write(found.model_dump_json(indent=1) + "\n")
+        put_json(found.model_dump_json(indent=1))
     raise typer.Exit(EXIT_CODES[found.verdict])

@@ -13,7 +13,7 @@ from pipeline.report.model import Number
 from targets.documents import Frozen
 from targets.servers.agreement import Agreement
 from targets.servers.turns import Rate
-from targets.statistics import Interval, mean_interval, paired_ratio, quantile_interval, samples_needed
+from targets.statistics import Interval, geometric_mean, paired_ratio, quantile_interval, samples_needed
 
 __all__ = ["Answers", "Probed", "added", "numbers"]
 
@@ -79,14 +79,15 @@ class Probed(Frozen):
 
 
 def numbers(blocks: Blocks, rates: Sequence[Rate], confidence: float) -> dict[str, Number]:
-    """Percentiles, each only where there are samples enough for its interval, and the rate."""
+    """Percentiles, each only where there are samples enough for its interval, and the rate: the geometric mean of
+    the rounds, as a rate is never below 0 and its ratio is one of these, too."""
     flat = [ms for block in blocks for ms in block]
     found = {
         metric: _number(quantile_interval(flat, q, confidence), len(flat), "wall clock, in turns")
         for metric, q in _QUANTILES.items()
         if len(flat) >= samples_needed(q, confidence)
     }
-    per_s = mean_interval([rate.per_s for rate in rates], confidence)
+    per_s = geometric_mean([rate.per_s for rate in rates], confidence)
     found["throughput_per_s"] = _number(per_s, sum(rate.requests for rate in rates), "wall clock, rounds in turns")
     return {metric: number for metric, number in found.items() if number is not None}
 

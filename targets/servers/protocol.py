@@ -202,7 +202,9 @@ def unknown(address: Address, said: str, models: Iterable[str]) -> InputError | 
         return InputError(Fault(what, file=str(address), help="without a version, the URL is that of the newest"))
     if address.model in models:
         what = f"the server has {address.model!r} and does not serve it now: {said}"
-        return broken(address, what, "see the server's own log, and try again when it has loaded it")
+        http = "http://HOST:PORT" if address.scheme == "grpc" else f"{address.scheme}://{address.place}{address.prefix}"
+        help = f"a Triton with explicit model control loads it by `attar ship DIR DEST --to triton --load {http}`; "
+        return broken(address, what, f"{help}else see the server's own log")
     has = nearest(address.model, models) if models else "give the name that the server knows it by"
     return InputError(Fault(f"the server has no model {address.model!r}: {said}", file=str(address), help=has))
 

@@ -17,7 +17,7 @@ from targets.artifact import Artifact
 from targets.errors import InputError
 from targets.hardware import ceilings
 
-__all__ = ["SERVERS", "Ceiling", "ceiling", "requirement", "triton_in_kserve"]
+__all__ = ["SERVERS", "Ceiling", "assumed", "ceiling", "requirement", "triton_in_kserve"]
 
 _Version = tuple[int, int]
 _T = TypeVar("_T")
@@ -54,6 +54,9 @@ _OPENVINO_SOURCE = (
     "https://github.com/openvinotoolkit/openvino/blob/releases/{}/{}/src/frontends/onnx/frontend/CMakeLists.txt"
 )
 
+_LOOKED_AT: Mapping[str, _Version] = {"triton": (26, 7), "kserve": (0, 20), "openvino": (2026, 3)}
+"""The newest release for which the tables hold, as far as anybody has looked."""
+
 
 @dataclass(frozen=True)
 class Ceiling:
@@ -89,6 +92,25 @@ def ceiling(server: str, server_version: str) -> Ceiling | None:
         InputError: no such version, or older than the table.
     """
     return SERVERS[server](server_version)
+
+
+def assumed(server: str, server_version: str) -> str:
+    """What a person must know of a version that was asked for and is in no table; empty where it is in one.
+
+    Raises:
+        InputError: no such version, or older than the table.
+    """
+    most = ceiling(server, server_version)
+    if not server_version:
+        return ""
+    if most is None:
+        return f"version {server_version} changes nothing: what MLServer takes is up to the onnxruntime beside it"
+    kind = "triton" if server == "kserve" and triton_in_kserve(server_version) else server
+    asked, known = _parsed(server_version, ""), _LOOKED_AT[kind]
+    if asked is None or asked <= known:
+        return ""
+    newest = f"{known[0]}.{known[1]:02}" if kind == "triton" else f"{known[0]}.{known[1]}"
+    return f"{server_version} is newer than what is known here; assumed: {ceiling(kind, newest)}"
 
 
 def triton_in_kserve(server_version: str) -> str:

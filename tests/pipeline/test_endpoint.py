@@ -21,11 +21,12 @@ from pipeline.cli import app
 from pipeline.cli.endpoint import probe as command
 from pipeline.endpoint import _verdict, probe
 from pipeline.report.endpoint import render
-from pipeline.report.endpoint_model import Probed
+from pipeline.report.endpoint_model import Probed, numbers
 from pipeline.ship import shipment
 from targets import artifact
 from targets.errors import DeviceError, InputError
 from targets.servers.agreement import Agreement
+from targets.servers.turns import Rate
 from targets.target import load
 from targets.testing import tiny_onnx
 
@@ -41,14 +42,19 @@ def made(folder, *, examples=6, change=lambda manifest: None, **model):
     outputs = session.run(None, {"x": sample})[0] if examples else np.zeros((0, 10), np.float32)
     kept = reference.Reference(sample, np.zeros(examples, np.int64), outputs, np.ones(examples, bool))
     reference.save(kept, folder / reference.NAME)
+    settings = {"task": "classification", "model": {"source": "none"}}
     manifest = {
         "version": 1,
+        "attar": "0",
         "verdict": "met",
+        "candidate": "float",
+        **{name: {} for name in ("test", "measured", "environment", "libraries")},
+        **{name: [] for name in ("checks", "lineage")},
         "target": load("local").model_dump(mode="json"),
         "model": {**asdict(artifact.load(path)), "path": "model.onnx"},
         "files": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.iterdir()},
-        "recipe": {"name": "tiny", "settings": {}, "digest": digests.of_json({})},
-        "data": {"classes": list("0123456789"), "preprocessing": {}},
+        "recipe": {"name": "tiny", "settings": settings, "digest": digests.of_json(settings)},
+        "data": {"source": "none", "digest": "", "classes": list("0123456789"), "preprocessing": {}},
     }
     change(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -304,6 +310,13 @@ def test_a_golden_sample_of_another_model_is_refused(tmp_path, inputs, outputs, 
 
     with pytest.raises(InputError, match=told):
         shipment(made(tmp_path / "local", change=other))
+
+
+def test_no_rate_is_below_0_however_busy_the_machine_was():
+    rates = [Rate(per_s, 100, 0.5) for per_s in (3000, 2900, 12, 3100, 15, 2950)]
+    found = numbers([[1.0] * 5], rates, 0.99)["throughput_per_s"]
+    assert 0 < found.low < found.value < found.high
+    assert found.samples == 600
 
 
 # ---- the verdict

@@ -5,6 +5,7 @@ import pytest
 
 from targets.statistics import (
     drift,
+    geometric_mean,
     mean_interval,
     mean_of_blocks,
     paired_drop,
@@ -110,6 +111,15 @@ def test_mean_interval_with_students_t():
     assert found.high - 2 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)  # t of 2 degrees, 97.5 %
     assert mean_interval(np.arange(12.0), 0.99).high == pytest.approx(5.5 + 3.105807 * math.sqrt(13 / 12), rel=1e-6)
     assert mean_interval([1.0], 0.95) is None
+
+
+def test_a_geometric_mean_of_rates_is_never_below_0():
+    wild = [3000.0, 2900.0, 12.0, 3100.0]
+    assert mean_interval(wild, 0.99).low < 0
+    found = geometric_mean(wild, 0.99)
+    assert 0 < found.low < found.value < found.high
+    assert found.value == pytest.approx(math.prod(wild) ** 0.25)
+    assert geometric_mean([2.0], 0.99) is None
 
 
 def test_a_drift_of_speed_cancels_in_a_paired_ratio():

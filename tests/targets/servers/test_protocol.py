@@ -226,7 +226,11 @@ OUTPUT = {"name": "y", "datatype": "FP32", "shape": [2, 2]}
     [
         ({("GET", "/v2"): (404, b"<html>")}, DeviceError, "answered by 404: no Open Inference Protocol v2"),
         ({("GET", "/v2"): (200, b"hello")}, DeviceError, "where a JSON object was expected"),
-        ({("GET", "/v2/models/tiny"): (503, {"error": "loading"})}, DeviceError, "does not serve it now: loading"),
+        (
+            {("GET", "/v2/models/tiny"): (503, {"error": "loading"})},
+            DeviceError,
+            r"does not serve it now: loading .*\n.*`attar ship DIR DEST --to triton --load http://127\.0\.0\.1:\d+`",
+        ),
         (
             {("GET", "/v2/models/tiny"): (200, {"name": "tiny", "inputs": [3]})},
             DeviceError,

@@ -6,7 +6,7 @@ from shipments import shipment
 from targets.errors import InputError
 from targets.servers import SERVERS, versions
 from targets.servers.lowering import fitted
-from targets.servers.versions import ceiling, requirement, triton_in_kserve
+from targets.servers.versions import assumed, ceiling, requirement, triton_in_kserve
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,25 @@ def test_what_must_be_installed(tmp_path):
 
 def test_which_triton_runs_in_kserve():
     assert [triton_in_kserve(asked) for asked in ("", "0.20", "25.10", "24.1")] == ["", "", "25.10", "24.01"]
+
+
+@pytest.mark.parametrize(
+    ("server", "asked", "told"),
+    [
+        ("triton", "", ""),
+        ("triton", "26.07", ""),
+        ("triton", "26.12", "26.12 is newer than what is known here; assumed: Triton 26.07 (onnxruntime 1.27) takes"),
+        ("kserve", "0.20.1", ""),
+        ("kserve", "0.25", "assumed: KServe's Triton 23.05 (onnxruntime 1.15) takes ONNX opset 19"),
+        ("kserve", "25.10", ""),
+        ("kserve", "99.99", "assumed: Triton 26.07"),
+        ("openvino", "2026.3", ""),
+        ("openvino", "2027.1", "assumed: OpenVINO Model Server 2026.3 takes ONNX opset 21 at most"),
+        ("mlserver", "", ""),
+        ("mlserver", "1.7", "version 1.7 changes nothing"),
+    ],
+)
+def test_what_is_assumed_of_a_version_is_told(server, asked, told):
+    found = assumed(server, asked)
+    assert told in found
+    assert bool(told) == bool(found)
