@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -314,7 +314,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="attar-serving-") as name:
             for shipment in shipments:
                 ours = fitted(shipment, options.server, "")
-                publish(SERVERS[options.server](ours, Options()), Path(name), ours.name)
+                layout = replace(SERVERS[options.server](ours, Options()), alone="")  # KServe's server here takes both
+                publish(layout, Path(name), ours.name)
             with (
                 getattr(running, options.server)(Path(name)) as server,
                 ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
