@@ -13,7 +13,7 @@ from targets.budget import Measurement
 from targets.statistics import (
     Interval,
     drift,
-    mean_interval,
+    geometric_mean,
     mean_of_blocks,
     paired_ratio,
     quantile_interval,
@@ -125,7 +125,7 @@ def measurements(
     mean = mean_of_blocks(got.latency_ms, confidence, got.input_of)
     add("latency_mean_ms", mean, len(latencies), f"{runtime}; interval over blocks and inputs")
     rates = got.throughput_per_s
-    add("throughput_per_s", mean_interval(rates, confidence), len(rates), runtime)
+    add("throughput_per_s", geometric_mean(rates, confidence), len(rates), runtime)
     add("session_ms", _range(got.session_ms), len(got.session_ms), runtime)
     add("size_mb", Interval(*(3 * [got.size_bytes / 1e6])), 1, "file size")
     memory = got.peak_memory_mb

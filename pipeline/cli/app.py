@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -33,6 +34,25 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # rich takes longer to wake than everything else that --help needs
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"attar {version('attar')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 for command in (check, plan, run, search, profile, validate, ship, probe, sign, verify, pull, bom, new, doctor, schema):
     app.command()(command)
 app.add_typer(targets_app, name="targets", invoke_without_command=True)

@@ -5,6 +5,7 @@ Most run it in this process; those that say `attar_process` start the real one.
 
 import json
 import re
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -21,6 +22,11 @@ def _fault(folder, *arguments, command="check", by=attar):
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     return done.stderr
+
+
+def test_the_version(tmp_path):
+    done = attar("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"attar {version('attar')}\n")
 
 
 def test_five_faults_at_once_with_lines(tmp_path):
