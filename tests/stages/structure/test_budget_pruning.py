@@ -190,5 +190,5 @@ def test_on_this_machine(tmp_path):
     assert step.changed
     assert step.metrics["predicted_speedup_p50"] >= 1.02
     assert step.metrics["checked_latency_p50_ms"] > 0
-    assert any(note.startswith("check 1: p50 ") for note in step.notes)
+    assert any(note.startswith("check 1: latency_p50_ms ") for note in step.notes)
     assert Candidate.load(ctx.out) == made
