@@ -314,7 +314,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="attar-serving-") as name:
             for shipment in shipments:
                 ours = fitted(shipment, options.server, "")
-                layout = replace(SERVERS[options.server](ours, Options()), alone="")  # KServe's server here takes both
+                layout = SERVERS[options.server](ours, Options())
+                if options.server == "kserve":  # its server here takes both models, and reads no InferenceService
+                    layout = replace(layout, alone="", root={})
                 publish(layout, Path(name), ours.name)
             with (
                 getattr(running, options.server)(Path(name)) as server,

@@ -7,31 +7,27 @@ It is written as plain JSON: cyclonedx-python-lib has no model card, and serves 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
 from pipeline import evidence
-from pipeline.manifest import Manifest, parse
+from pipeline.manifest import Manifest, of
 from pipeline.report import words
 from pipeline.report.model import CheckRow
 
-__all__ = ["of_folder", "of_manifest"]
+__all__ = ["of_artifact", "of_manifest"]
 
 
-def of_folder(folder: Path) -> str:
-    """The bill of materials of an artifact whose digests hold (`evidence.verified`).
+def of_artifact(found: evidence.Taken) -> str:
+    """The bill of materials of an artifact that was taken.
 
     Raises:
-        InputError: the manifest is missing, or has not the form that this version of attar writes.
+        InputError: its manifest has not the form that this version of attar writes.
     """
-    path = folder / evidence.MANIFEST
-    data = evidence.contents(path)
-    made = of_manifest(parse(data, path), hashlib.sha256(data).hexdigest())
+    made = of_manifest(of(found), found.digests[evidence.MANIFEST])
     return json.dumps(made, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -20,7 +20,7 @@ from targets.documents import Frozen
 from targets.errors import Fault, InputError
 from targets.target import Target
 
-__all__ = ["Data", "Manifest", "formed", "parse", "read"]
+__all__ = ["Data", "Manifest", "formed", "of", "parse"]
 
 
 class _Part(Frozen, extra="ignore"):
@@ -111,18 +111,17 @@ class Manifest(_Part):
     baseline: _Baseline | None = None
 
 
-def read(folder: Path) -> Manifest:
-    """The manifest of an artifact's folder.
+def of(found: evidence.Taken) -> Manifest:
+    """The manifest of an artifact that was taken.
 
     Raises:
-        InputError: it is missing, or has not the form that this version of attar writes.
+        InputError: it has not the form that this version of attar writes.
     """
-    path = folder / evidence.MANIFEST
-    return parse(evidence.contents(path), path)
+    return parse(found.papers[evidence.MANIFEST], found.folder / evidence.MANIFEST)
 
 
 def parse(data: bytes, path: Path) -> Manifest:
-    """A manifest's bytes, which came from `path`; see `read`."""
+    """A manifest's bytes, which came from `path`; see `of`."""
     with formed(path):
         return Manifest.model_validate_json(data, strict=True)
 

@@ -4,19 +4,20 @@ or a newer runtime, can be asked the same questions without the data set."""
 from __future__ import annotations
 
 import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.lists import contents
 from targets.errors import Fault, InputError
 
-__all__ = ["NAME", "Reference", "load", "save"]
+__all__ = ["NAME", "Reference", "load", "parse", "save"]
 
 NAME = "reference.npz"
 _MAX_BYTES = 4_000_000
+_KINDS = {"inputs": np.float32, "labels": np.int64, "outputs": np.float32, "baseline_right": np.bool_}
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,30 @@ def load(path: Path) -> Reference:
     """Reads what `save` wrote.
 
     Raises:
-        InputError: the file is something else.
+        InputError: the file is missing, a link, or something else.
     """
+    return parse(contents(path), path)
+
+
+def parse(data: bytes, path: Path) -> Reference:
+    """A reference's bytes, which came from `path`; see `load`."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            reference = Reference(*(found[name] for name in ("inputs", "labels", "outputs", "baseline_right")))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(Fault(f"is no reference of an artifact: {error}", file=str(path))) from None
+        with np.load(io.BytesIO(data), allow_pickle=False) as found:
+            arrays = {name: found[name] for name in _KINDS}
+    except Exception as error:  # of bytes that are none, numpy, zipfile and zlib raise a dozen kinds
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise InputError(Fault(f"is no reference of an artifact: {said}", file=str(path), help=_HELP)) from None
+    for name, array in arrays.items():
+        flat = name in ("labels", "baseline_right")
+        if array.dtype != _KINDS[name] or not (array.ndim == 1 if flat else array.ndim > 1):
+            wanted = f"{np.dtype(_KINDS[name])} in {'one dimension' if flat else 'two dimensions or more'}"
+            what = f"holds {name} of {array.dtype} {array.shape}, and they are {wanted}"
+            raise InputError(Fault(what, file=str(path), help=_HELP))
+    reference = Reference(**arrays)
     k = len(reference.labels)
     if not len(reference.inputs) == len(reference.outputs) == k <= len(reference.baseline_right):
-        raise InputError(Fault("holds arrays of different lengths", file=str(path)))
+        raise InputError(Fault("holds arrays of different lengths", file=str(path), help=_HELP))
     return reference
+
+
+_HELP = "take the folder again from the run, or run its recipe again: `attar run`"

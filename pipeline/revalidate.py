@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline import evidence, reference
-from pipeline.manifest import Manifest, read
+from pipeline.manifest import Manifest, of
 from pipeline.report.model import CheckRow, Number, numbers
 from pipeline.validate import (
     BASELINE,
@@ -91,13 +91,13 @@ def revalidate(
         InputError: the folder is no artifact's, or was changed; the recipe's data are not those of the manifest.
         DeviceError: the device did not answer, or refused the model.
     """
-    if faults := evidence.verified(folder):
-        raise InputError(faults)
-    manifest = read(folder)
+    artifact = evidence.taken(folder)
+    manifest = of(artifact)
     ours = (target or manifest.target).model_copy(update={"budget": manifest.target.budget})
     ours = moved(ours, at) if at else ours
     device = connect(ours) if device is None else device
-    model, kept = folder / evidence.MODEL, reference.load(folder / reference.NAME)
+    model = folder / evidence.MODEL
+    kept = reference.parse(artifact.paper(reference.NAME), folder / reference.NAME)
     examples, found = _accuracy(ours, manifest, model, kept, recipe, device, say)
     models = {"artifact": model} | ({BASELINE: against} if against else {})
     confidence = ours.meter.confidence

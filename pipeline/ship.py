@@ -8,7 +8,6 @@ proven there: see `pipeline.takeover`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -17,11 +16,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field, ValidationError
 
-from pipeline import evidence, reference, signing
-from pipeline.manifest import formed, read
+from pipeline import evidence, published, reference, signing
+from pipeline.manifest import formed, of
 from pipeline.takeover import proven
 from stages.data import Preprocessing
 from targets import artifact
@@ -30,15 +28,17 @@ from targets.documents import Frozen
 from targets.errors import Fault, InputError, nearest
 from targets.servers import SERVERS, client
 from targets.servers.control import Control
-from targets.servers.disk import HIDDEN
+from targets.servers.disk import CANDIDATE
 from targets.servers.lowering import fitted
 from targets.servers.publish import publish
 from targets.servers.shipment import Layout, Options, Shipment
 from targets.servers.versions import assumed
-from targets.sha256sums import render
+from targets.sha256sums import digest, render
 from targets.target import Target
 
 __all__ = ["Shipped", "ship", "shipment"]
+
+_CHANGED = "was changed while it was being shipped"
 
 
 class Shipped(Frozen):
@@ -48,6 +48,7 @@ class Shipped(Frozen):
         sha256: of the model that was published; another than the artifact's where it was converted for the server.
         proven: what the server answered to the golden sample, in words; empty where it was not asked.
         replaced: the version that served before, if one did.
+        start: the command that starts a server over it.
     """
 
     version: Literal[1] = 1
@@ -60,6 +61,7 @@ class Shipped(Frozen):
     proven: str = ""
     loaded: str = Field("", description="the server that serves it now")
     replaced: int | None = None
+    start: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -79,13 +81,12 @@ def shipment(folder: Path, name: str | None = None, *, even_if: str = "") -> Shi
 
 def _judged(folder: Path, name: str | None, even_if: str) -> tuple[Shipment, Verdict]:
     """See `shipment`; and its verdict."""
-    if faults := evidence.verified(folder):
-        raise InputError(faults)
-    manifest = read(folder)
+    taken = evidence.taken(folder)
+    manifest = of(taken)
     with formed(folder / evidence.MANIFEST, "data.preprocessing"):
         steps = Preprocessing.model_validate(manifest.data.preprocessing or {})
     _allowed(folder, manifest.verdict, even_if)
-    kept = reference.load(folder / reference.NAME)
+    kept = reference.parse(taken.paper(reference.NAME), folder / reference.NAME)
     chosen = manifest.recipe.name if name is None else name
     try:
         Target(name=chosen)  # the same rule: letters, digits, - _ and .
@@ -94,6 +95,8 @@ def _judged(folder: Path, name: str | None, even_if: str) -> tuple[Shipment, Ver
         what = f"{told} must be letters, digits, - _ and ., a letter or digit first, 100 at most: it names a folder"
         raise InputError(Fault(what, "--name", help="leave it out for the recipe's own")) from None
     model = artifact.load(folder / evidence.MODEL)
+    if model.sha256 != taken.digests[evidence.MODEL]:
+        raise InputError(Fault(_CHANGED, file=str(model.path)))
     _of_the_model(folder, kept, model)
     ours = Shipment(
         name=chosen,
@@ -103,18 +106,18 @@ def _judged(folder: Path, name: str | None, even_if: str) -> tuple[Shipment, Ver
         preprocessing=steps.model_dump(mode="json", exclude_unset=True),
         sample=kept.inputs,
         answers=kept.outputs,
-        papers=_papers(folder),
+        papers=_papers(taken),
     )
     return ours, manifest.verdict
 
 
-def _papers(folder: Path) -> dict[str, bytes]:
+def _papers(taken: evidence.Taken) -> dict[str, bytes]:
     """The artifact's own files but the model: what a server's layout added to a published version stays behind, and so
     does a signature that covers it."""
-    stay = {evidence.MODEL, evidence.LAYOUT, *evidence.laid(folder)}
-    if evidence.LAYOUT in signing.named(folder):
+    stay = set(taken.added)
+    if evidence.LAYOUT in signing.named(taken.papers.get(evidence.SIGNATURE, b"")):
         stay.add(evidence.SIGNATURE)
-    return {file: evidence.contents(folder / file) for file in evidence.files(folder) if file not in stay}
+    return {file: data for file, data in taken.papers.items() if file not in stay}
 
 
 def _of_the_model(folder: Path, kept: reference.Reference, model: artifact.Artifact) -> None:
@@ -123,9 +126,9 @@ def _of_the_model(folder: Path, kept: reference.Reference, model: artifact.Artif
         fits = len(found.shape) == len(value.shape) and all(
             a == b or not isinstance(b, int) for a, b in zip(found.shape[1:], value.shape[1:], strict=True)
         )
-        if found.dtype != np.float32 or not fits:
-            what = f"holds {kind}s of {found.dtype} {found.shape[1:]} for each example, and the model's are "
-            what += f"float32 ({', '.join(map(str, value.shape[1:]))})"
+        if not fits:
+            what = f"holds {kind}s of shape {found.shape[1:]} for each example, and the model's are "
+            what += f"({', '.join(map(str, value.shape[1:]))})"
             help = "run its recipe again: `attar run`"
             raise InputError(Fault(what, file=str(folder / reference.NAME), help=help))
 
@@ -161,6 +164,7 @@ def ship(
         raise InputError(Fault(f"no server is called {server!r}", "--to", help=help))
     if load and server != "triton":
         raise InputError(Fault(f"{server} takes no request to load a model", "--load", help="leave --load out"))
+    control = Control(load) if load else None
     found, verdict = _judged(folder, name, even_if)
     _apart(dest, found.name)
     ours = fitted(found, server, options.server_version)
@@ -168,10 +172,10 @@ def ship(
     layout = _sealed(SERVERS[server](ours, options), ours)
     layout = replace(layout, shared={**layout.shared, "client.py": client.source(ours, layout)})
     notes = (assumed(server, options.server_version), *layout.notes)
-    if load:
-        candidate = replace(ours, name=f"{HIDDEN}candidate-{ours.name}")
+    if control:
+        candidate = replace(ours, name=f"{CANDIDATE}{ours.name}")
         trial = _sealed(SERVERS[server](candidate, options), candidate)
-        into, words, before = proven(ours, layout, trial, candidate.name, dest, Control(load), say)
+        into, words, before = proven(ours, layout, trial, candidate.name, dest, control, say)
     else:
         into, words, before = publish(layout, dest, ours.name), "", None
     return Shipped(
@@ -182,26 +186,21 @@ def ship(
         sha256=ours.model.sha256,
         verdict=verdict,
         proven=words,
-        loaded=load and Control(load).url,
+        loaded=control.url if control else "",
         replaced=before,
-        notes=tuple(note.replace("DEST", shlex.quote(str(dest))) for note in notes if note),
+        start=layout.start(shlex.quote(str(dest))),
+        notes=tuple(note for note in notes if note),
     )
 
 
 def _apart(dest: Path, name: str) -> None:
     """Refuses a repository in a folder whose files are accounted for: one more would spoil it."""
     at = Path(os.path.realpath(dest))
-    for folder in (at / name, at, *at.parents):
-        kind = ""
-        if os.path.lexists(folder / "recipe.lock"):
-            kind = "is a run's folder"
-        elif all(os.path.lexists(folder / file) for file in (evidence.MANIFEST, evidence.MODEL)):
-            kind = "is an artifact's folder"
-        elif folder != at / name and os.path.lexists(folder / evidence.LAYOUT):
-            kind = "is the folder of a published model"
-        if kind:
+    for folder, kind in published.accounted(at / name):
+        if folder != at / name or kind != published.MODEL:
             help = "give a folder of its own, such as models/; `attar ship` makes it"
-            raise InputError(Fault(f"{kind}: a model repository in it would spoil it", file=str(folder), help=help))
+            what = f"is {kind}: a model repository in it would spoil it"
+            raise InputError(Fault(what, file=str(folder), help=help))
 
 
 def _allowed(folder: Path, verdict: Verdict, even_if: str) -> None:
@@ -231,8 +230,7 @@ def _marked(found: Shipment, ours: Shipment, server: str, verdict: Verdict) -> S
         manifest["shipped_as"]["converted_from"] = manifest["model"]
         manifest |= {"model": facts, "files": {**manifest["files"], evidence.MODEL: ours.model.sha256}}
     papers[evidence.MANIFEST] = (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in papers.items()}
-    papers[evidence.SUMS] = render({**digests, evidence.MODEL: ours.model.sha256})
+    papers[evidence.SUMS] = render({**papers, evidence.MODEL: ours.model.sha256})
     return replace(ours, papers=papers)
 
 
@@ -246,6 +244,10 @@ def _sealed(layout: Layout, ours: Shipment) -> Layout:
         name: evidence.contents(content) if isinstance(content, Path) else content
         for name, content in layout.version.items()
     }
-    if hashlib.sha256(held[evidence.MODEL]).hexdigest() != ours.model.sha256:
-        raise InputError(Fault("was changed while it was being shipped", file=str(ours.model.path)))
-    return replace(layout, version=held)
+    if digest(held[evidence.MODEL]) != ours.model.sha256:
+        raise InputError(Fault(_CHANGED, file=str(ours.model.path)))
+    notes = layout.notes
+    if layout.added and evidence.SIGNATURE in held:
+        left = f"the artifact's signature does not cover {', '.join(sorted(layout.added))}, which the server runs by"
+        notes = (*notes, f"{left}: `attar verify --key` passes once you `attar sign` the version")
+    return replace(layout, version=held, notes=notes)

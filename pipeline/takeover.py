@@ -5,13 +5,14 @@
     ask the new version again; where anything is unequal, take it away and have the old one loaded
 
 "Equal" is bit for bit, or within one unit in the last place of float32. Until a version is proven it holds a file that
-says so: what a kill left unproven is taken away by the next takeover, before anything else.
+says so, and what its publication changed beside it: what a kill left is taken back by the next takeover, first of all.
+A server loads the newest version that lies there: where another one serves, nothing is begun.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,18 +20,18 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import reference
+from pipeline.evidence import UNPROVEN
 from targets.errors import AttarError, DeviceError, Fault, InputError
 from targets.files import sync
 from targets.servers.agreement import Agreement, compare, grain_of
 from targets.servers.control import Control
-from targets.servers.disk import HIDDEN, alone, newest, no_link, unwritable, versions
+from targets.servers.disk import alone, newest, no_link, read, unwritable, versions
 from targets.servers.protocol import connect
-from targets.servers.publish import Change, changes, place, remove, retract
+from targets.servers.publish import changes, place, remove
 from targets.servers.shipment import Layout, Shipment
+from targets.servers.undo import Change, noted, recalled, retract
 
 __all__ = ["proven"]
-
-UNPROVEN = f"{HIDDEN}unproven"
 
 
 def proven(
@@ -42,18 +43,19 @@ def proven(
     control: Control,
     say: Callable[[str], None],
 ) -> tuple[Path, str, int | None]:
-    """Proves a layout on a server and has it served: its folder, how its answers agree, the version before."""
+    """Proves a layout on a server and has it served: its folder, how its answers agree, the version before.
+
+    Raises:
+        InputError: nothing to prove it by; or another version would be loaded, were this one taken back, than serves.
+        DeviceError: the server does not answer, refuses it, or answers otherwise; what was served before still is.
+    """
     if not len(ours.sample):
         help = "run its recipe with data.reference above 0, or leave --load out"
         raise InputError(Fault("holds no examples, so that nothing could be proven", file=reference.NAME, help=help))
-    control.index()  # a server that is down is told before anything is written
+    control.serving(ours.name)  # a server that is down is told before anything is written
     home = dest / ours.name
     with alone(dest):
-        for left in _unproven(home):
-            say(f"version {left.name} was never proven: its `attar ship --load` was killed")
-            others = (number for number in versions(home) if str(number) != left.name)
-            say(_undone(left, (), control, max(others, default=None)))
-        before = max(control.serving(ours.name), default=None)
+        before = _cleared(home, control, say)
         say(f"asking {control.url} for the {len(ours.sample)} answers that lie with the artifact, before it serves it")
         place(trial, dest, hidden)
         try:
@@ -69,7 +71,7 @@ def proven(
         undo = changes(layout, dest, ours.name)
         number = (newest(home) or 0) + 1
         into = home / str(number)
-        marked = replace(layout, version={**layout.version, UNPROVEN: b""})
+        marked = replace(layout, version={**layout.version, UNPROVEN: noted(undo, dest)})
         try:
             place(marked, dest, ours.name, number)
             control.load(ours.name)
@@ -99,7 +101,11 @@ def _prove(ours: Shipment, layout: Layout, control: Control, name: str, version:
     help = "the server's processor or runtime is another, or it is at fault: judge it there with `attar validate`"
     try:
         with closing(connect(url)) as endpoint:
-            got = np.concatenate([endpoint.infer(ours.sample[rows]) for rows in parts])[:k]
+            got = control.watched(
+                lambda: np.concatenate([endpoint.infer(ours.sample[rows]) for rows in parts])[:k],
+                endpoint.close,
+                f"an answer of {name} version {version}",
+            )
     except InputError as error:  # the model was made to be asked so
         raise DeviceError(str(error)) from None
     wanted = ours.answers
@@ -113,11 +119,49 @@ def _prove(ours: Shipment, layout: Layout, control: Control, name: str, version:
     return found
 
 
-def _unproven(home: Path) -> list[Path]:
-    """Versions that a takeover left that was killed before it had proven them."""
+def _cleared(home: Path, control: Control, say: Callable[[str], None]) -> int | None:
+    """The version that serves and would be loaded again, once what a killed takeover left unproven is taken back.
+
+    Raises:
+        InputError: another one would be loaded than serves; or what was left cannot be taken back. Nothing was done.
+    """
     no_link(home)
-    found = (home / str(number) for number in versions(home))
-    return [folder for folder in found if not folder.is_symlink() and os.path.lexists(folder / UNPROVEN)]
+    left = {number: undo for number in versions(home) if (undo := _unproven(home / str(number))) is not None}
+    serves = before = max(control.serving(home.name), default=None)
+    others = [number for number in versions(home) if number not in left]
+    if serves in left:
+        before = max((number for number in others if number < serves), default=None)
+    lies = max(others, default=None)
+    if serves and lies != before:
+        what = f"holds no version, and version {serves} serves: does that server read {home.parent}?"
+        help = "give the folder that the server reads"
+        if lies:
+            what = f"version {lies} lies there and is not what serves, which is {before or 'none that was proven'}"
+            what += f": the server would load {lies} if the new one failed"
+            load = f"curl -X POST {control.url}/v2/repository/models/{home.name}/load"
+            help = f"take {lies} away, or load it yourself: `{load}`"
+        raise InputError(Fault(what, file=str(home), help=help))
+    for number, undo in sorted(left.items(), reverse=True):
+        say(f"version {number} was never proven: its `attar ship --load` was killed")
+        stays = retract(home / str(number), undo)
+        say(_told(number, _back(control, home, before) if serves else _now(control, home), stays))
+    return before
+
+
+def _unproven(folder: Path) -> tuple[Change, ...] | None:
+    """What is to be put back with a version that a killed takeover left unproven; None: it was none of that.
+
+    Raises:
+        InputError: that cannot be told.
+    """
+    mark = folder / UNPROVEN
+    if folder.is_symlink() or (note := read(mark)) is None:
+        return None
+    try:
+        return recalled(note, folder.parent.parent)
+    except ValueError:
+        help = f"remove {folder} by hand, and load the model again"
+        raise InputError(Fault("is not as attar wrote it", file=str(mark), help=help)) from None
 
 
 def _mark_proven(folder: Path) -> None:
@@ -133,12 +177,14 @@ def _undone(into: Path, undo: tuple[Change, ...], control: Control, before: int 
     taken away is at least not served: nothing of its model is, for the server would load it again."""
     home = into.parent
     try:
-        retract(into, undo)
+        stays = retract(into, undo)
     except InputError as error:
-        if not os.path.lexists(into):
-            return f"{error}\n   {_back(control, home, before)}"
         return f"{error}\n   {_back(control, home, None)}"
-    return f"version {into.name} was taken away again: {_back(control, home, before)}"
+    return _told(into.name, _back(control, home, before), stays)
+
+
+def _told(number: int | str, now: str, stays: Iterable[str]) -> str:
+    return "\n   ".join((f"version {number} was taken away again: {now}", *stays))
 
 
 def _back(control: Control, home: Path, before: int | None) -> str:

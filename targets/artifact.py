@@ -20,7 +20,10 @@ from targets.files import NotPlainError, opened
 if TYPE_CHECKING:
     from onnx import ValueInfoProto
 
-__all__ = ["MAX_BYTES", "Artifact", "Value", "load"]
+__all__ = ["MAX_BYTES", "MODEL", "Artifact", "Value", "load"]
+
+MODEL = "model.onnx"
+"""What the file is called in an artifact's folder, and on every server."""
 
 MAX_BYTES = 2**31 - 1
 """What one protobuf message can hold; https://protobuf.dev/programming-guides/encoding/#size-limit"""
@@ -78,7 +81,7 @@ def load(path: Path, *, batched: bool = True) -> Artifact:
 
     Raises:
         InputError: no regular file of its own (a link, a folder), empty or above 2 GB, no valid ONNX, weights outside
-            the file, or (if `batched`) an input or output without a batch axis.
+            the file, an input or output of a type that onnx does not know, or (if `batched`) without a batch axis.
     """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -98,8 +101,8 @@ def load(path: Path, *, batched: bool = True) -> Artifact:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise _fault(path, f"is no valid ONNX model: {first}", _advice(data, first)) from None
     constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = tuple(_value(v) for v in model.graph.input if v.name not in constants)
-    outputs = tuple(_value(v) for v in model.graph.output)
+    inputs = tuple(_value(path, v) for v in model.graph.input if v.name not in constants)
+    outputs = tuple(_value(path, v) for v in model.graph.output)
     if not inputs or not outputs:
         raise _fault(path, f"has {len(inputs)} inputs and {len(outputs)} outputs", "at least one of each is needed")
     for kind, values in (("input", inputs), ("output", outputs)) if batched else ():
@@ -171,7 +174,7 @@ def _outside(message: Any) -> Iterator[str]:
                 yield from _outside(inner)
 
 
-def _value(info: ValueInfoProto) -> Value:
+def _value(path: Path, info: ValueInfoProto) -> Value:
     from onnx import TensorProto
     from onnx.helper import tensor_dtype_to_np_dtype
 
@@ -185,4 +188,8 @@ def _value(info: ValueInfoProto) -> Value:
     if kind != "tensor_type" or not tensor.elem_type:
         return Value(info.name, shape, "unknown" if kind == "tensor_type" else kind.removesuffix("_type"))
     string = tensor.elem_type == TensorProto.STRING  # numpy would say "object"
-    return Value(info.name, shape, "string" if string else str(tensor_dtype_to_np_dtype(tensor.elem_type)))
+    try:
+        return Value(info.name, shape, "string" if string else str(tensor_dtype_to_np_dtype(tensor.elem_type)))
+    except KeyError:  # the checker lets it pass
+        what = f"has {info.name!r} of the element type {tensor.elem_type}, which the package onnx does not know"
+        raise _fault(path, what, "export it with a type of today's, or update the package onnx here") from None

@@ -38,7 +38,8 @@ class Fault:
     help: str = ""
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.line else self.file
+        file = self.file.replace("\n", "\ufffd")  # a name may hold anything
+        place = f"{file}:{self.line}" if self.line else file
         lines = [": ".join(part for part in (place, self.key, self.what) if part)]
         if self.text:
             lines.append(f"{self.line:>5} | {self.text}")

@@ -6,8 +6,8 @@ import os
 import stat
 import tempfile
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 __all__ = ["NotPlainError", "opened", "sync", "write_atomically"]
 
@@ -16,7 +16,7 @@ class NotPlainError(OSError):
     """What there is under a name is no regular file of its own; the message says what it is."""
 
 
-def opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> BufferedReader:
     """Opens a regular file for reading, and looks at it only through the open file. A pipe does not block.
 
     Raises:

@@ -10,33 +10,41 @@ https://www.gnu.org/software/coreutils/manual/html_node/cksum-output-modes.html:
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 
 from targets.errors import InputError
 
-__all__ = ["LAYOUT", "SUMS", "parsed", "render"]
+__all__ = ["LAYOUT", "SUMS", "digest", "parsed", "render"]
 
 SUMS, LAYOUT = "SHA256SUMS", "LAYOUT.SHA256SUMS"
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\\\n\0]+)\n")
 
 
-def render(files: Mapping[str, str], *, deep: bool = False) -> bytes:
-    """The list of digests by name.
+def digest(data: bytes) -> str:
+    """SHA-256, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def render(files: Mapping[str, str | bytes], *, deep: bool = False) -> bytes:
+    """The list of files by name.
 
     Args:
+        files: their digests, or their contents.
         deep: names may lead into folders below: warmup/golden_sample.
 
     Raises:
         InputError: a name that `sha256sum` would have to escape, that cannot be printed, or leads elsewhere; or one
             with no digest.
     """
-    lines = {name: f"{digest}  {name}\n" for name, digest in sorted(files.items())}
-    for name, line in lines.items():
+    lines = {}
+    for name, given in sorted(files.items()):
+        lines[name] = f"{digest(given) if isinstance(given, bytes) else given}  {name}\n"
         parts = name.split("/") if deep else [name]
         plain = all(part not in ("", ".", "..") and "/" not in part for part in parts)
-        if not plain or not _LINE.fullmatch(line) or not name.isprintable():
+        if not plain or not _LINE.fullmatch(lines[name]) or not name.isprintable():
             raise InputError(f"{name!r} cannot be the name of an artifact's file", help="rename it, or take it away")
     return "".join(lines.values()).encode()
 

@@ -1,7 +1,10 @@
 """`attar validate`: the artifact of a real run, judged again."""
 
+import io
 import json
+import re
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -159,12 +162,62 @@ def test_a_reference_is_cut_to_size(tmp_path):
     assert len(found.baseline_right) == 100
 
 
-def test_what_is_no_reference(tmp_path):
-    (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 nothing")
-    with pytest.raises(InputError, match="is no reference of an artifact"):
+def zipped(data, at=None, value=0, **options):
+    """Bytes of a .npz file; `at`: where each entry's header, in the directory and in its place, gets another value."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", **options) as file:
+        for name, content in data.items():
+            file.writestr(f"{name}.npy", content)
+    found = bytearray(buffer.getvalue())
+    for start, shift in ((b"PK\1\2", 2), (b"PK\3\4", 0)) if at else ():
+        for match in re.finditer(re.escape(start), bytes(found)):
+            found[match.start() + at + shift] = value
+    return bytes(found)
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def no_references():
+    """Bytes that are none, by what numpy or zipfile raise for them."""
+    found = kept(2, 3, (3, 4))
+    good = {name: npy(getattr(found, name)) for name in ("inputs", "labels", "outputs", "baseline_right")}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**40,)})
+    deflated = bytearray(zipped(good | {"inputs": npy(np.arange(9000))}, compression=zipfile.ZIP_DEFLATED))
+    deflated[60:100] = b"\xff" * 40
+    return {
+        "BadZipFile": b"PK\x03\x04 nothing",
+        "EOFError": b"",
+        "AttributeError|TypeError": good["inputs"],
+        "KeyError|is not a file in the archive": zipped({"inputs": good["inputs"]}),
+        "error: Error -3|BadZipFile": bytes(deflated),
+        "NotImplementedError": zipped(good, at=8, value=99),
+        "RuntimeError: .*encrypted": zipped(good, at=6, value=1),
+        "MemoryError": zipped(good | {"inputs": header.getvalue()}),
+        "holds labels of int64 \\(\\), and they are int64 in one dim": zipped(good | {"labels": npy(np.int64(3))}),
+        "holds labels of float64 ": zipped(good | {"labels": npy(np.zeros(2))}),
+        "holds inputs of float64 .* float32 in two": zipped(good | {"inputs": npy(np.zeros((2, 3, 4)))}),
+        "holds outputs of float32 \\(2,\\)": zipped(good | {"outputs": npy(np.zeros(2, np.float32))}),
+        "holds baseline_right of int64": zipped(good | {"baseline_right": npy(np.ones(2, np.int64))}),
+        "arrays of different lengths": zipped(good | {"labels": npy(np.zeros(1, np.int64))}),
+    }
+
+
+@pytest.mark.parametrize("said", no_references())
+def test_what_is_no_reference(tmp_path, said):
+    (tmp_path / "a.npz").write_bytes(no_references()[said])
+    with pytest.raises(InputError, match=said) as caught:
         reference.load(tmp_path / "a.npz")
-    np.savez(
-        tmp_path / "b.npz", inputs=np.zeros((2, 3)), labels=np.zeros(1), outputs=np.zeros((2, 3)), baseline_right=[1]
-    )
-    with pytest.raises(InputError, match="different lengths"):
+    (fault,) = caught.value.faults
+    assert (fault.file, bool(fault.help)) == (str(tmp_path / "a.npz"), True)
+
+
+def test_a_link_is_no_reference(tmp_path):
+    reference.save(kept(2, 3, (3, 4)), tmp_path / "a.npz")
+    (tmp_path / "b.npz").symlink_to("a.npz")
+    with pytest.raises(InputError, match="is a symbolic link"):
         reference.load(tmp_path / "b.npz")

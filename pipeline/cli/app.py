@@ -1,11 +1,12 @@
 """The application. Errors become exit codes here, and nowhere else.
 
 0  the verdict is met             1  missed        4  inconclusive: the samples cannot decide
-2  unusable input                 3  a step broke  130  interrupted; the same command goes on where it stopped
+2  unusable input                 3  a step broke  130  interrupted; run and search go on where they stopped
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -26,6 +27,8 @@ from pipeline.cli.targets import targets_app
 from pipeline.cli.validate import validate
 
 __all__ = ["app", "main"]
+
+_KEEPING = {"run", "search"}  # the commands that store each step as it is finished
 
 app = typer.Typer(
     help="Budgets in, artifact out: compress a network until it fits a device, and prove it.",
@@ -66,6 +69,7 @@ def main() -> None:
 
 
 def _guarded(arguments: list[str]) -> int:
+    keeps = next((word for word in arguments if not word.startswith("-")), "") in _KEEPING
     try:
         code = app(arguments, prog_name="attar", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -77,24 +81,31 @@ def _guarded(arguments: list[str]) -> int:
         tell(f"a module that the recipe names ended the program: sys.exit({end.code!r})")
         return 3
     except Exception as error:
-        return _told(error)
+        return _told(error, keeps)
     if code == 130:  # typer turns Ctrl-C into this code itself, or into Abort, by its version
-        tell("\ninterrupted; what was finished is stored, and the same command goes on from there")
+        next_time = "what was finished is stored, and the same command goes on from there"
+        tell(f"\ninterrupted; {next_time if keeps else 'the same command starts over'}")
     return code if isinstance(code, int) else 0
 
 
-def _told(error: Exception) -> int:
-    """Says what went wrong; returns the exit code."""
-    from targets.errors import AttarError
+def _told(error: Exception, keeps: bool) -> int:
+    """Says what went wrong; returns the exit code.
+
+    Args:
+        keeps: whether the command stores what it finished.
+    """
+    from targets.errors import AttarError, Fault
 
     if isinstance(error, AttarError):
         tell(str(error))
         return error.exit_code
     if isinstance(error, OSError) and error.strerror:
-        tell(f"{error.filename or 'writing'}: {error.strerror}; what was finished is stored")
+        what = f"{error.strerror}; what was finished is stored" if keeps else error.strerror
+        tell(str(Fault(what, file=str(error.filename or "writing"))))
         return 3
     if hasattr(error, "show"):  # wrong words on the command line; typer brings its own click, which has no public name
-        error.show()
+        error.show(shown := io.StringIO())
+        tell(shown.getvalue().rstrip("\n"))
         return 2
     import traceback
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from targets.errors import Fault
 
 __all__ = ["bom", "pull", "sign", "verify"]
+
+_UNSIGNED = "not signed: digests show that nothing changed by accident, not where it comes from"
 
 _Folder = Annotated[
     Path,
@@ -47,23 +50,26 @@ def verify(
 ) -> None:
     """Say whether an artifact is as it was when its run wrote it, and with --key whether that key signed it.
 
-    Exit code 0: it holds; 1: a file was changed, added or taken away, or the signature does not hold; 2: there is no
-    artifact, or no such key.
+    Exit code 0: it holds; 1: a file was changed, added or taken away, or the signature does not hold or does not cover
+    a file; 2: there is no artifact, or no such key.
     """
-    from pipeline import evidence, published
+    from pipeline import keys, published
 
+    if key is not None:
+        keys.public(key)
     model = published.is_model(folder)
-    faults = (published if model else evidence).verified(folder)
-    each = published.versions(folder) if model else (folder,)
+    faults = published.verified(folder)
+    each = tuple(one for one in published.versions(folder) if not one.is_symlink()) if model else (folder,)
     signature, missing, said = _signed(each, key)
-    faults += missing
-    notes = []
+    faults = tuple(dict.fromkeys(faults + missing))  # a list that is damaged is told once
+    notes, uncovered = list[str](), list[str]()
     if not faults:
         named = [(f"version {one.name}: " if model else "", one) for one in each]
         notes = [f"{name}{note}" for name, one in named for note in _notes(one)] + said
-        if model and signature == "valid":
-            notes.append("what its versions share is covered by no signature, by digests alone")
-    _show(folder, faults, notes, as_json, signature=signature)
+    if model and not faults and signature == "valid":
+        uncovered = published.shared(folder)
+        notes.append(f"what its versions share is covered by digests alone, by no signature: {', '.join(uncovered)}")
+    _show(folder, faults, notes, as_json, signature=signature, uncovered=uncovered)
 
 
 def sign(
@@ -73,15 +79,16 @@ def sign(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Sign an artifact's folder, once its digests are found to hold.
+    """Sign the folder of an artifact, or of a published version, once its digests are found to hold.
 
-    The signature covers every file, and lies beside them as model.sig; an earlier one is replaced.
+    The signature covers every file in that folder and none outside it, and lies there as model.sig; an earlier one is
+    replaced.
 
     Exit code 0: signed; 1: a file was changed, added or taken away, and nothing was signed; 2: there is no artifact, or
     no such key.
     """
     from pipeline import evidence
-    from pipeline.signing import PUBLIC_KEY
+    from pipeline.keys import PUBLIC_KEY
     from pipeline.signing import sign as add_signature
 
     faults = evidence.verified(folder)
@@ -91,7 +98,7 @@ def sign(
             *_notes(folder),
             f"signed: {add_signature(folder, key)}",
             f"whoever receives it needs the public key: {PUBLIC_KEY.replace('key.pem', shlex.quote(str(key)))}",
-            "and verifies with: attar verify DIR --key key.pub.pem",
+            f"and checks it with: attar verify {shlex.quote(str(folder))} --key key.pub.pem",
         ]
     _show(folder, faults, notes, as_json, signature="none" if faults else "made")
 
@@ -107,22 +114,30 @@ def bom(
 
     Exit code 0: written; 1: a file was changed, added or taken away, and nothing was written; 2: unusable input.
     """
-    from pipeline import evidence
-    from pipeline.bom import of_folder
+    from pipeline import evidence, published
+    from pipeline.bom import of_artifact
     from targets.errors import Fault, InputError
     from targets.files import write_atomically
 
-    if faults := evidence.verified(folder):
+    found, faults = evidence.examined(folder)
+    if faults:
         _show(folder, faults, [], False)
-    text = of_folder(folder)
+    text = of_artifact(found)
     if output is None:
         sys.stdout.write(text)
         return
-    above = output.resolve().parent
-    if above == folder.resolve() or (above / evidence.LAYOUT).exists():
-        what = "lies in the folder of an artifact or a model, where a file that is in no list would count as tampering"
-        raise InputError(Fault(what, file=str(output), help="write it beside the folder"))
-    write_atomically(output, text.encode())
+    for above, kind in published.accounted(Path(os.path.realpath(output.parent))):
+        if kind != published.RUN:
+            what = f"lies in {kind} ({str(above)!r}), where a file that is in no list would count as tampering"
+            raise InputError(Fault(what, file=str(output), help="write it beside that folder"))
+    help = "give a file in a folder that you may write to, with room in it; without -o it goes to standard output"
+    if output.is_symlink() or (output.exists() and not output.is_file()):  # /dev/stdout would be replaced
+        what = "is a folder" if output.is_dir() else "is no regular file"
+        raise InputError(Fault(f"{what}, and cannot be written", file=str(output), help=help))
+    try:
+        write_atomically(output, text.encode())
+    except OSError as error:
+        raise InputError(Fault(f"cannot be written: {error.strerror}", file=str(output), help=help)) from None
     say("written:", str(output))
 
 
@@ -149,14 +164,17 @@ def pull(
     """Fetch an artifact that `attar ship DIR --to oci` pushed, every digest checked.
 
     Exit code 0: it is there whole; 2: unusable input, or nothing of that kind in the registry, or it was changed there;
-    3: the registry does not answer. Nothing is left in NEWDIR then.
+    3: the registry does not answer, or refuses it. Nothing is left in NEWDIR then.
     """
     from pipeline import evidence
     from pipeline.registries import oci
 
     found, digest = oci.pull(ref, into, insecure=insecure, say=say)
     say("its digests hold; it lies in", str(found))
-    say("who made it? next:", f"attar verify {shlex.quote(str(found))} --key PUBLIC_KEY")
+    if os.path.lexists(found / evidence.SIGNATURE):
+        say("who made it? next:", f"attar verify {shlex.quote(str(found))} --key PUBLIC_KEY")
+    else:
+        say(_UNSIGNED)
     if as_json:
         files = {**evidence.listed(found), **evidence.laid(found)}
         put_json(
@@ -167,22 +185,17 @@ def pull(
 def _signed(folders: tuple[Path, ...], key: Path | None) -> tuple[str, tuple[Fault, ...], list[str]]:
     """How signatures stand, in a word; what is wrong with them; what a person must know of them."""
     from pipeline import evidence
-    from pipeline.signing import named, unsigned
+    from pipeline.signing import unsigned
 
-    if key is not None and folders:
-        if faults := tuple(fault for folder in folders for fault in unsigned(folder, key)):
+    if key is not None:
+        faults = tuple(fault for folder in folders for fault in unsigned(folder, key))
+        if faults or not folders:
             return "invalid", faults, []
-        notes = [f"signed by {key}"]
-        for folder in folders:
-            added = evidence.laid(folder)
-            if added and (left := sorted({evidence.LAYOUT, *added} - named(folder))):
-                told = f"signed before it was shipped: the signature does not cover {', '.join(left)}; this does:"
-                notes.append(f"{told} attar sign {shlex.quote(str(folder))} --key KEY")
-        return "valid", (), notes
-    if any((folder / evidence.SIGNATURE).exists() for folder in folders):
+        return "valid", (), [f"signed by {key}"]
+    if any(os.path.lexists(folder / evidence.SIGNATURE) for folder in folders):
         told = f"a signature lies there ({evidence.SIGNATURE}), unchecked: give the signer's public key with --key"
         return "unchecked", (), [told]
-    return "none", (), ["not signed: digests show that nothing changed by accident, not where it comes from"]
+    return "none", (), [_UNSIGNED]
 
 
 def _notes(folder: Path) -> list[str]:
@@ -203,7 +216,14 @@ def _notes(folder: Path) -> list[str]:
     return notes
 
 
-def _show(folder: Path, faults: Iterable[Fault], notes: list[str], as_json: bool, signature: str = "") -> None:
+def _show(
+    folder: Path,
+    faults: Iterable[Fault],
+    notes: list[str],
+    as_json: bool,
+    signature: str = "",
+    uncovered: Iterable[str] = (),
+) -> None:
     """Says what was found; does not return where something does not hold."""
     from pipeline import evidence, published
 
@@ -212,7 +232,7 @@ def _show(folder: Path, faults: Iterable[Fault], notes: list[str], as_json: bool
         say(str(fault))
     if not faults and published.is_model(folder):
         files = published.files(folder)
-        of = ", ".join(version.name for version in published.versions(folder)) or "none is there"
+        of = ", ".join(version.name for version in published.versions(folder))
         shared = len(evidence.laid(folder, deep=True))
         told = f"{len(files)} files, {shared} of them what its versions share (versions: {of}),"
         say(f"{folder}: holds: {told} have the digests that are written down for them")
@@ -221,13 +241,14 @@ def _show(folder: Path, faults: Iterable[Fault], notes: list[str], as_json: bool
         count = len({*files, evidence.MANIFEST})
         say(f"{folder}: holds: {count} files have the digests that are written down for them")
     for note in notes:
-        say(f"  {note}")
+        say("  " + note.replace("\n", "\ufffd"))  # a manifest may hold anything, also what looks like another note
     if as_json:
         said: dict[str, Any] = {
             "version": 1,
             "folder": str(folder),
             "holds": not faults,
             "signature": signature,
+            "uncovered": list(uncovered),
             "files": files,
             "faults": [{"file": fault.file, "what": fault.what, "help": fault.help} for fault in faults],
             "notes": notes,

@@ -38,10 +38,13 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key: --set stages.0.distill.epochs=2"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, and nothing else there.")]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="The result as one JSON object on standard output; nothing there if there is none."),
+]
 
 _FAST = "\u00a0"  # a space where no line breaks; `visible` lets none through
-_COPIED = re.compile(r"`[^`]*`|(?<=: )(?:attar|kubectl|mlserver|openssl|ovms|pip|tritonserver) .*")
+_COPIED = re.compile(r"`[^`]*`|(?:(?<=: )|^ +)(?:attar|openssl|pip) .*")
 _SOURCE = re.compile(r" *[0-9]+ \| ")  # a line of a recipe, as faults show it
 _SCALARS = re.compile(r'\[\n\s*([^\s"\[\]{}]+(?:\n\s*[^\s"\[\]{}]+)*)\n\s*\]')
 
@@ -89,7 +92,8 @@ def tell(text: str, copied: str = "") -> None:
     """Lines for a person, on standard error; names in files and devices' words may hold anything.
 
     In a terminal they break between words. What a person may copy is never broken, and goes on a line of its own where
-    it does not fit: `copied`, a path or a command that ends the text; what stands in backticks; commands after a colon.
+    it does not fit: `copied`, a path or a command that ends the text; what stands in backticks; commands after a colon,
+    or on a line of their own.
     """
     from pipeline.report.words import visible
 

@@ -102,16 +102,17 @@ def ship(
     options = Options(server_version, max_batch, delay_us, instances)
     registry = to in ("oci", "mlflow")
     plain = Options()
+    of_servers = "which is a registry and no server"
     _unused(
         to,
         {
-            "--load": registry and bool(load),
-            "--server-version": registry and bool(server_version),
-            "--max-batch": registry and max_batch != plain.max_batch,
-            "--delay-us": registry and delay_us != plain.delay_us,
-            "--instances": registry and instances != plain.instances,
-            "--name": to == "oci" and name is not None,
-            "--insecure": to != "oci" and insecure,
+            "--load": (registry and bool(load), of_servers),
+            "--server-version": (registry and bool(server_version), of_servers),
+            "--max-batch": (registry and max_batch != plain.max_batch, of_servers),
+            "--delay-us": (registry and delay_us != plain.delay_us, of_servers),
+            "--instances": (registry and instances != plain.instances, of_servers),
+            "--name": (to == "oci" and name is not None, "where HOST/NAME:TAG names the model"),
+            "--insecure": (to != "oci" and insecure, "which is no OCI registry"),
         },
     )
     if registry:
@@ -130,8 +131,9 @@ def _tell(found: Shipped, folder: Path) -> None:
     if found.verdict != "met":
         tell(f"its verdict is {found.verdict}: its manifest says so under shipped_as")
     for note in found.notes:
-        if not (found.loaded and note.startswith("start it with")):
-            tell(f"  {note}")
+        tell(f"  {note}")
+    if found.start and not found.loaded:
+        tell("  start it with:", found.start)
     if found.loaded:
         instead = f", in place of version {found.replaced}" if found.replaced else ""
         tell(f"{found.loaded} serves it{instead}: {found.proven}")
@@ -139,12 +141,13 @@ def _tell(found: Shipped, folder: Path) -> None:
     tell("next:", f"attar probe {url} --artifact {shlex.quote(str(folder))}")
 
 
-def _unused(to: str, given: Mapping[str, bool]) -> None:
-    """Refuses an option that would be ignored without a word."""
+def _unused(to: str, given: Mapping[str, tuple[bool, str]]) -> None:
+    """Refuses an option that would be ignored without a word. `given`: whether it is, and why it means nothing."""
     from targets.errors import Fault, InputError
 
-    kind = {"oci": "is a registry and no server", "mlflow": "is a registry and no server"}.get(to, "is no OCI registry")
-    faults = [Fault(f"means nothing to {to}, which {kind}", key, help="leave it out") for key in given if given[key]]
+    faults = [
+        Fault(f"means nothing to {to}, {why}", key, help="leave it out") for key, (said, why) in given.items() if said
+    ]
     if faults:
         raise InputError(faults)
 

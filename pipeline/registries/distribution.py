@@ -23,6 +23,7 @@ from http.client import HTTPException, HTTPMessage
 from typing import IO, Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
+from pipeline.registries.login import refused
 from targets.errors import DeviceError, InputError
 
 __all__ = ["MANIFEST", "PASSWORD", "USER", "Registry", "digest_of"]
@@ -194,15 +195,13 @@ class Registry:
 
     def _refused(self, error: urllib.error.HTTPError) -> InputError | DeviceError:
         if error.code in (401, 403):
-            given = f"the user {os.environ[USER]!r} may not" if os.environ.get(USER) else "nobody may without a login"
-            help = f"set {USER} and {PASSWORD}, for this command alone"
-            return InputError(f"{self.host}/{self.name}: {given} do this ({error.code} {error.reason})", help=help)
+            return refused(f"{self.host}/{self.name}", error.code, USER, PASSWORD)
         if error.code == 404:
             return InputError(f"{self.host} has no {self.name}", help="is it a registry, and the name right?")
         said = "; ".join(_said(error))
-        return DeviceError(
-            f"{self.host}/{self.name}: the registry answered {error.code} {error.reason}{said and f': {said}'}"
-        )
+        what = f"{self.host}/{self.name}: the registry answered {error.code} {error.reason}{said and f': {said}'}"
+        help = "its own log says why; is its disk full?" if error.code >= 500 else "its own log may say why"
+        return DeviceError(f"{what}\n   help: {help}")
 
     def _unreachable(self, error: Exception) -> DeviceError:
         reason = getattr(error, "reason", error)

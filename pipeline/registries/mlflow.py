@@ -6,19 +6,21 @@ https://mlflow.org/docs/latest/ml/model-registry/
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
+import socket
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import evidence
-from pipeline.manifest import Manifest, read
+from pipeline.manifest import Manifest, of
+from pipeline.registries.login import refused
 from pipeline.report import words
 from targets.errors import DeviceError, InputError
 
@@ -34,6 +36,7 @@ _QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _EXPERIMENT = "attar"
+_USER, _PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 
 
 def register(folder: Path, uri: str, name: str = "", *, say: Callable[[str], None] = lambda text: None) -> str:
@@ -53,25 +56,25 @@ def register(folder: Path, uri: str, name: str = "", *, say: Callable[[str], Non
         InputError: the folder does not hold, the address or the name is none, or MLflow is not installed.
         DeviceError: the server does not answer, or refuses.
     """
-    if faults := evidence.verified(folder):
-        raise InputError(faults)
+    taken = evidence.taken(folder)
     if not re.fullmatch(r"(https?://[^/]+.*|sqlite:///.+)", uri):
         raise InputError(f"{uri!r} is no place of MLflow's", help="http://host:port, or sqlite:////absolute/path.db")
     if uri.startswith("http") and "@" in re.split("[/?#]", uri, maxsplit=3)[2]:
-        help = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for this command alone"
+        help = f"set {_USER} and {_PASSWORD}, for this command alone"
         raise InputError("the address holds a user or a password, which would be printed and kept", help=help)
-    manifest = read(folder)
+    manifest = of(taken)
     name = name or manifest.recipe.name
     if not re.fullmatch(r"[\w.-]{1,200}", name):
         told = repr(name) if len(name) <= 200 else f"{name[:40]!r}... ({len(name)} characters)"
         help = "letters, digits, - _ and ., 200 at most"
         raise InputError(f"{told} cannot be the name of a registered model", help=help)
+    about = tags(taken.digests, manifest)
     with _client(uri) as client:
         for version in client.search_model_versions(f"name = '{name}'") if _known(client, name) else ():
-            if version.tags.get("attar.file.manifest_json") == tags(folder, manifest)["attar.file.manifest_json"]:
+            if version.tags.get("attar.file.manifest_json") == about["attar.file.manifest_json"]:
                 say(f"{name} has it already: version {version.version}")
                 return str(version.version)
-        return _registered(client, folder, uri, name, manifest, say)
+        return _registered(client, taken, uri, name, metrics(manifest), about, say)
 
 
 def metrics(manifest: Manifest) -> dict[str, float]:
@@ -86,37 +89,38 @@ def metrics(manifest: Manifest) -> dict[str, float]:
     return found
 
 
-def tags(folder: Path, manifest: Manifest) -> dict[str, str]:
-    """Verdict, target and digests of everything."""
-    files = {**evidence.listed(folder)}
-    files[evidence.MANIFEST] = hashlib.sha256(evidence.contents(folder / evidence.MANIFEST)).hexdigest()
+def tags(digests: Mapping[str, str], manifest: Manifest) -> dict[str, str]:
+    """Verdict, target and digests of everything; `digests` by the files' names, as of `evidence.Taken`."""
     return {
         "attar.verdict": manifest.verdict,
         "attar.target": manifest.target.name,
         "attar.version": manifest.attar,
         "attar.recipe.sha256": manifest.recipe.digest,
         "attar.data.sha256": manifest.data.digest,
-        **{f"attar.file.{name.replace('.', '_')}": digest for name, digest in sorted(files.items())},
+        **{f"attar.file.{name.replace('.', '_')}": digest for name, digest in sorted(digests.items())},
     }
 
 
 def _registered(
     client: MlflowClient,
-    folder: Path,
+    taken: evidence.Taken,
     uri: str,
     name: str,
-    manifest: Manifest,
+    numbers: Mapping[str, float],
+    about: dict[str, str],
     say: Callable[[str], None],
 ) -> str:
     from mlflow.entities import Metric
 
-    about = tags(folder, manifest)
     run = client.create_run(_experiment(client, uri), run_name=name, tags=about)
     try:
         now = time.time_ns() // 1_000_000
-        client.log_batch(run.info.run_id, [Metric(*found, now, 0) for found in metrics(manifest).items()])
-        for file in evidence.files(folder):
-            client.log_artifact(run.info.run_id, str(folder / file), "model")
+        client.log_batch(run.info.run_id, [Metric(*found, now, 0) for found in numbers.items()])
+        with tempfile.TemporaryDirectory() as aside:  # MLflow takes files: these are as they were checked
+            for file, data in taken.papers.items():
+                (Path(aside) / file).write_bytes(data)
+            (Path(aside) / evidence.MODEL).write_bytes(taken.model())
+            client.log_artifacts(run.info.run_id, aside, "model")
         if not _known(client, name):
             client.create_registered_model(name)
         source = f"{run.info.artifact_uri}/model"
@@ -170,12 +174,28 @@ def _client(uri: str) -> Iterator[MlflowClient]:
         try:
             yield MlflowClient(tracking_uri=uri, registry_uri=uri)
         except (MlflowException, OSError) as error:  # an unreachable server is one of these, by the version
-            raise DeviceError(f"{uri}: MLflow could not do it: {_first(error)}\n   help: is the server up?") from None
+            raise _failed(uri, error) from None
         except broken as error:
             help = "give a new file, or one that this version of MLflow made"
             raise InputError(f"{uri}: MLflow cannot use this database: {_first(error)}", help=help) from None
 
 
-def _first(error: Exception) -> str:
+def _failed(uri: str, error: Exception) -> DeviceError:
+    """What a server did not do: it did not answer, it refused the login, or it said why."""
+    status = getattr(error, "get_http_status_code", lambda: 0)()
+    if status in (401, 403):
+        return refused(uri, status, _USER, _PASSWORD)
+    cause: BaseException = error
+    while (below := cause.__cause__ or cause.__context__) is not None:
+        cause = below
+    if isinstance(cause, ConnectionError | TimeoutError | socket.gaierror):  # below what four libraries said of it
+        what = f"{uri} does not answer: {cause.strerror or cause}"
+        return DeviceError(f"{what}\n   help: is the server up, and the address right?")
+    said = _first(cause if "Max retries exceeded" in str(error) else error)
+    help = "is the disk full?" if uri.startswith("sqlite:") else "see the server's own log"
+    return DeviceError(f"{uri}: MLflow could not do it: {said}\n   help: {help}")
+
+
+def _first(error: BaseException) -> str:
     """The first line of what a library says."""
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

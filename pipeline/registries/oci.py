@@ -9,8 +9,9 @@ it is. The layers' names are where the files lie in a run's folder:
     <target>/manifest.json, SHA256SUMS ...  application/vnd.cncf.model.doc.v1.raw
     report.html, report.md                  application/vnd.cncf.model.doc.v1.raw
 
-A published version goes as it lies, with what its server's layout added, so that lists and signature hold where it is
-pulled; `attar ship` takes the artifact out of it again.
+Of a published version goes all that lies in its folder, such as the class that MLServer runs, so that lists and
+signature hold where it is pulled; `attar ship` takes the artifact out of it again. What lies beside the versions of a
+model, such as Triton's config.pbtxt, stays: `attar ship` makes that anew.
 The same files make the same manifest, hence the same digest. `oras pull` fetches it too, and checks less.
 """
 
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import evidence, reference
-from pipeline.manifest import Manifest, read
+from pipeline.manifest import Manifest, of
 from pipeline.registries.distribution import MANIFEST, Registry, digest_of
 from pipeline.registries.ref import Ref, parse
 from targets.artifact import MAX_BYTES
@@ -61,14 +62,13 @@ def push(folder: Path, ref: str, *, insecure: bool = False, say: Callable[[str],
         The digest by which it can be fetched: sha256:...
 
     Raises:
-        InputError: the folder does not hold, the reference is none, the tag is taken, or a login is needed.
-        DeviceError: the registry does not answer, or refuses.
+        InputError: the folder does not hold, the reference is none, or the tag is taken.
+        DeviceError: the registry does not answer, or refuses it, as without a login where one is needed.
     """
     to = _for_push(ref)
-    if faults := evidence.verified(folder):
-        raise InputError(faults)
-    about = read(folder)
-    files = _files(folder, about)
+    taken = evidence.taken(folder)
+    about = of(taken)
+    files = _files(taken, about)
     config, manifest = _described(about, files)
     digest = digest_of(manifest)
     registry = Registry(to.host, to.name, insecure)
@@ -103,15 +103,15 @@ def pull(
 
     Raises:
         InputError: nothing is there, it is no artifact of attar's, it was tampered with, or `into` is taken.
-        DeviceError: the registry does not answer.
+        DeviceError: the registry does not answer, or refuses it.
     """
-    of = parse(ref)
+    at = parse(ref)
     _free(into)
-    registry = Registry(of.host, of.name, insecure)
-    found = registry.manifest(of.digest or of.tag)
+    registry = Registry(at.host, at.name, insecure)
+    found = registry.manifest(at.digest or at.tag)
     if found is None:
-        raise InputError(f"{of.host} has nothing at {of}", help="is the tag right, or the digest?")
-    target, layers = _layers(of, found[1])
+        raise InputError(f"{at.host} has nothing at {at}", help="is the tag right, or the digest?")
+    target, layers = _layers(at, found[1])
     place, partial = into.resolve(), None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -123,11 +123,12 @@ def pull(
         partial.chmod(0o755)
         partial.replace(place)
     except OSError as error:
-        raise InputError(Fault(f"cannot be written: {error.strerror}", file=str(into))) from None
+        help = "give a new folder in one that you may write to, with room in it"
+        raise InputError(Fault(f"cannot be written: {error.strerror}", file=str(into), help=help)) from None
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
-    say(f"pulled {len(layers)} files of {of.host}/{of.name}@{found[0]}")
+    say(f"pulled {len(layers)} files of {at.host}/{at.name}@{found[0]}")
     return into / target, found[0]
 
 
@@ -150,15 +151,15 @@ def _free(into: Path) -> None:
         raise InputError(Fault(f"cannot be looked into: {error.strerror}", file=str(into))) from None
 
 
-def _files(folder: Path, about: Manifest) -> dict[str, bytes]:
+def _files(taken: evidence.Taken, about: Manifest) -> dict[str, bytes]:
     """What is sent, by its name in the run's folder.
 
     The report is in no digest of the artifact's: it is taken only from a folder that `attar run` or `pull` wrote.
     """
-    target = about.target.name
-    files = {f"{target}/{name}": evidence.contents(folder / name) for name in evidence.files(folder)}
-    run = folder.resolve().parent
-    run = run.parent if folder.resolve().name == "not-shipped" else run
+    target, folder = about.target.name, taken.folder.resolve()
+    held = sorted({**taken.papers, evidence.MODEL: taken.model()}.items())
+    files = {f"{target}/{name}": data for name, data in held}
+    run = folder.parent.parent if folder.name == "not-shipped" else folder.parent
     beside = {path.name for path in run.iterdir()}
     if "recipe.lock" not in beside and not beside <= {target, *_REPORTS}:
         return files
@@ -197,11 +198,12 @@ def _descriptor(media_type: str, data: bytes, name: str = "") -> dict[str, Any]:
     return {"mediaType": media_type, "digest": digest_of(data), "size": len(data), **named}
 
 
-def _layers(of: Ref, text: bytes) -> tuple[str, dict[str, tuple[str, int]]]:
+def _layers(at: Ref, text: bytes) -> tuple[str, dict[str, tuple[str, int]]]:
     """The target's name, and digest and size of each file that a manifest names.
 
     Raises:
-        InputError: it is no artifact of attar's; a name leads out of the folder, is there twice, or cannot be printed.
+        InputError: it is no artifact of attar's; a name is there twice, cannot be printed, or is neither the report's
+            nor that of a file in the target's folder.
     """
     found: dict[str, tuple[str, int]] = {}
     try:
@@ -216,10 +218,10 @@ def _layers(of: Ref, text: bytes) -> tuple[str, dict[str, tuple[str, int]]]:
             found[name] = (digest, size)
     except (ValueError, LookupError, TypeError, RecursionError):
         ours = False
-    models = [name for name in found if name.count("/") == 1 and name.endswith(f"/{evidence.MODEL}")]
-    if not ours or len(models) != 1:
-        raise InputError(f"{of} is no artifact that attar pushed", help="`attar ship DIR --to oci REF` makes one")
-    return models[0].partition("/")[0], found
+    targets = {name.partition("/")[0] for name in found if name not in _REPORTS}
+    if not ours or len(targets) != 1 or f"{(target := targets.pop())}/{evidence.MODEL}" not in found:
+        raise InputError(f"{at} is no artifact that attar pushed", help="`attar ship DIR --to oci REF` makes one")
+    return target, found
 
 
 def _json(value: Any) -> bytes:

@@ -44,18 +44,21 @@ def render(found: Probed) -> RenderableType:
 
 
 def _answers(found: Probed) -> list[RenderableType]:
-    rows: list[tuple[str, Answers | None]] = [
-        ("the bare runtime here", found.bare),
-        ("stored with the artifact", found.stored),
-        (f"with {words.plural(found.clients, 'client')} at once", found.loaded),
+    many = f"with {words.plural(found.clients, 'client')} at once: "
+    rows: list[tuple[str, str, Answers | None]] = [
+        ("the bare runtime here", "", found.bare),
+        ("stored with the artifact", "", found.stored),
+        ("its own, asked alone", many, found.loaded),
     ]
     table = bare_table()
     table.add_column("its answers beside", no_wrap=True)
     table.add_column("", overflow="fold")
-    for name, answers in rows:
+    for name, when, answers in rows:
         if answers is not None:
             colour = _SIGNS[answers.verdict][1] if answers.verdict != "close" else "yellow"
-            table.add_row(text(name), text(answers.told, colour))
+            if answers is found.loaded and answers.verdict == "equal":
+                colour = ""  # wrong answers are no better for being the same each time
+            table.add_row(text(name), text(when + answers.told, colour))
     return [table]
 
 
@@ -82,6 +85,11 @@ def _cells(got: Number | None) -> tuple[Text, Text]:
 
 def _sentences(found: Probed) -> list[str]:
     told = []
+    answers = (found.bare, found.stored, found.loaded)
+    steps = [one.difference / one.steps for one in answers if one and one.difference and one.steps]
+    if steps:
+        step = words.number(steps[0])
+        told.append(f"one output step of this int8 model is {step}; in brackets stands the difference itself")
     if (adds := found.adds.get("latency_p50_ms")) and (times := found.adds.get("latency_p50_times")):
         told.append(
             f"the server adds {_with_interval(adds)} ms to a request at p50: "

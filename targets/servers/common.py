@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from targets.artifact import Artifact, Value
+from targets.artifact import MODEL, Artifact, Value
 from targets.errors import Fault, InputError
 from targets.servers.shipment import Options, Shipment
 
@@ -16,7 +16,7 @@ __all__ = ["datatype", "described", "fixed_batch", "labels", "pretty", "refuse",
 
 def version_files(shipment: Shipment) -> dict[str, bytes | Path]:
     """The model, and the papers that prove it."""
-    return {**shipment.papers, "model.onnx": shipment.model.path}
+    return {**shipment.papers, MODEL: shipment.model.path}
 
 
 def described(shipment: Shipment) -> dict[str, bytes]:

@@ -7,31 +7,28 @@ from __future__ import annotations
 
 import http.client
 import json
-import select
+import math
+import socket
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, suppress
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from targets.errors import DeviceError, Fault, InputError
 from targets.servers.protocol import Address
 
-__all__ = ["Control", "Standing"]
+__all__ = ["Control"]
 
+T = TypeVar("T")
+
+_MOST = 2**24  # bytes of an answer: an index of 100 thousand versions
+_CONNECT_S = 10.0
 _STEP_S = 1.0  # between looks at a server that has not answered yet
 _HEALTH_S = 3.0  # for its answer that it lives; it gives that within milliseconds while it loads
 _MISSES = 3  # looks in a row without one
 _TRITON = "give the HTTP port of a Triton with --model-control-mode=explicit"
-
-
-@dataclass(frozen=True)
-class Standing:
-    """One version of a model, as the server sees it. `state`: READY, UNAVAILABLE, LOADING or UNLOADING."""
-
-    name: str
-    version: str
-    state: str
-    reason: str
 
 
 class Control:
@@ -56,25 +53,19 @@ class Control:
             )
         self._timeout_s = timeout_s
         self._lives = False  # whether it has said so while it owed an answer: one with a single HTTP thread cannot
-        self._missed = 0
         self.url = f"{self._address.scheme}://{self._address.place}{self._address.prefix}"
 
-    def index(self) -> tuple[Standing, ...]:
-        """Every version of every model in the repository.
+    def serving(self, name: str) -> tuple[int, ...]:
+        """Versions of a model that answer now.
 
         Raises:
             DeviceError: no server answers there, or one without a model repository.
         """
-        rows = self._ask("POST", "/v2/repository/index", {})
+        rows = self._ask("/v2/repository/index")
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise self._fault("answered no list of models: no model control there", _TRITON)
-        words = ("name", "version", "state", "reason")
-        return tuple(Standing(*(str(row.get(word, "")) for word in words)) for row in rows)
-
-    def serving(self, name: str) -> tuple[int, ...]:
-        """Versions of a model that answer now."""
-        rows = (row for row in self.index() if row.name == name and row.state == "READY")
-        return tuple(sorted(int(row.version) for row in rows if row.version.isdecimal() and len(row.version) < 20))
+        found = [str(row.get("version")) for row in rows if (row.get("name"), row.get("state")) == (name, "READY")]
+        return tuple(sorted(int(version) for version in found if version.isdecimal() and len(version) < 20))
 
     def load(self, name: str) -> None:
         """Loads a model as it lies in the repository now. One that is loaded already serves until the new one does.
@@ -82,38 +73,71 @@ class Control:
         Raises:
             DeviceError: the server refuses the model, with its words; or it stopped answering.
         """
-        self._ask("POST", f"/v2/repository/models/{quote(name, safe='')}/load", {})
+        self._ask(f"/v2/repository/models/{quote(name, safe='')}/load")
 
     def unload(self, name: str) -> None:
         """Takes a model out of service."""
-        self._ask("POST", f"/v2/repository/models/{quote(name, safe='')}/unload", {})
+        self._ask(f"/v2/repository/models/{quote(name, safe='')}/unload")
 
-    def _ask(self, method: str, path: str, body: dict[str, Any]) -> Any:
-        wire = self._wire(self._timeout_s)
+    def watched(self, job: Callable[[], T], end: Callable[[], None], what: str, timeout_s: float = math.inf) -> T:
+        """What a job gives that waits for the server, which is asked meanwhile whether it lives.
+
+        Args:
+            job: run in a thread of its own.
+            end: ends its waiting, where it is no longer wanted.
+            what: it waits for, in a fault's words.
+
+        Raises:
+            DeviceError: the server died meanwhile.
+            TimeoutError: it lives, and has not answered in time.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            doing = pool.submit(job)
+            try:
+                self._wait(doing, what, timeout_s)
+            except BaseException:  # Ctrl-C, too
+                end()
+                raise
+            return doing.result()
+
+    def _ask(self, path: str) -> Any:
+        """What the server answers to a request, from JSON; None where it says nothing."""
+        wire = self._wire(_CONNECT_S)
         try:
-            data = json.dumps(body).encode()
-            wire.request(method, quote(self._address.prefix) + path, data, {"Content-Type": "application/json"})
-            self._wait(wire, path)
-            reply = wire.getresponse()
-            text = reply.read()
+            with closing(wire):
+                wire.connect()
+                reached = wire.sock
+                reached.settimeout(None)  # it is watched
+
+                def answer() -> tuple[int, bytes]:
+                    kind = {"Content-Type": "application/json"}
+                    wire.request("POST", quote(self._address.prefix) + path, b"{}", kind)
+                    reply = wire.getresponse()
+                    return reply.status, reply.read(_MOST + 1)
+
+                def end() -> None:
+                    with suppress(OSError):
+                        reached.shutdown(socket.SHUT_RDWR)  # a thread that reads there wakes, unlike by close()
+
+                status, text = self.watched(answer, end, path, self._timeout_s)
         except ConnectionRefusedError:
             raise self._fault("nothing listens there", "start the server, or give its HTTP port") from None
         except (http.client.HTTPException, OSError, UnicodeError) as error:
             raise self._fault(f"did not answer: {error or type(error).__name__}", "see the server's own log") from None
-        finally:
-            wire.close()
+        if len(text) > _MOST:
+            raise self._fault(f"answered more than {_MOST // 2**20} MB to {path}: no model control there", _TRITON)
         try:
             found = json.loads(text) if text.strip() else None
         except (ValueError, RecursionError):
             found = None
-        if reply.status == 200 and (found is not None or not text.strip()):
+        if status == 200 and (found is not None or not text.strip()):
             return found
         said = found.get("error") if isinstance(found, dict) else None
         told = " ".join(str(said or text[:300].decode("utf-8", "replace")).split()) or "nothing"
         if "not allowed" in told:
             raise self._fault(f"said: {told}", "start Triton with --model-control-mode=explicit")
         if said is None:
-            what = f"answered {reply.status} to {path}: no model control there"
+            what = f"answered {status} to {path}: no model control there"
             raise self._fault(what, _TRITON)
         raise self._fault(f"said: {told}", "see the server's own log")
 
@@ -121,35 +145,27 @@ class Control:
         kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
         return kind(self._address.host, self._address.port, timeout=timeout_s)
 
-    def _wait(self, wire: http.client.HTTPConnection, path: str) -> None:
-        """Returns once an answer begins.
-
-        Raises:
-            DeviceError: the server died meanwhile.
-            TimeoutError: it lives, and has not answered in time.
-        """
-        end = time.monotonic() + self._timeout_s
-        while not select.select([wire.sock], [], [], _STEP_S)[0]:
-            self._missed = 0 if self._look() else self._missed + 1
-            if self._missed >= _MISSES:
-                raise self._fault(f"stopped answering while {path} was awaited", "see the server's own log")
-            if time.monotonic() > end:
-                raise TimeoutError(f"nothing within {self._timeout_s:g} s")
+    def _wait(self, doing: Future[T], what: str, timeout_s: float) -> None:
+        until, missed = time.monotonic() + timeout_s, 0
+        while not wait([doing], _STEP_S).done:
+            missed = 0 if self._look() else missed + 1
+            if missed >= _MISSES:
+                raise self._fault(f"stopped answering while {what} was awaited", "see the server's own log")
+            if time.monotonic() > until:
+                raise TimeoutError(f"nothing whole within {timeout_s:g} s")
 
     def _look(self) -> bool:
         """Whether the server lives, as far as can be told: any answer is a sign of it."""
-        wire = self._wire(_HEALTH_S)
-        try:
-            wire.connect()
-        except OSError:
-            return False
-        try:
-            wire.request("GET", quote(self._address.prefix) + "/v2/health/live")
-            wire.getresponse()
-        except (http.client.HTTPException, OSError):
-            return not self._lives
-        finally:
-            wire.close()
+        with closing(self._wire(_HEALTH_S)) as wire:
+            reached = False
+            try:
+                wire.connect()
+                reached = True
+                wire.request("GET", quote(self._address.prefix) + "/v2/health/live")
+                wire.getresponse()
+            except (http.client.HTTPException, OSError):
+                reached = reached or wire.sock is not None  # all but TLS, which takes an answer
+                return reached and not self._lives
         self._lives = True
         return True
 

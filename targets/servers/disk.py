@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,7 +15,11 @@ from targets.errors import Fault, InputError
 from targets.files import NotPlainError, opened, sync
 
 __all__ = [
+    "CANDIDATE",
+    "GONE",
     "HIDDEN",
+    "STAGED",
+    "UNDO",
     "alone",
     "inside",
     "make_folder",
@@ -31,54 +36,72 @@ __all__ = [
 HIDDEN = ".attar-"
 """How every name begins that is not to be seen by a server."""
 
+CANDIDATE = f"{HIDDEN}candidate-"
+"""How a model is called that is on trial: this, and its own name."""
+
+STAGED, GONE, UNDO = f"{HIDDEN}new-", f"{HIDDEN}gone", f"{HIDDEN}undo"
+"""In a model's folder: what is being published (and eight more characters), a version and a file being taken back."""
+
+_LEFT = re.compile(rf"{re.escape(CANDIDATE)}.+|{re.escape(STAGED)}[a-z0-9_]{{8}}|{re.escape(GONE)}|{re.escape(UNDO)}")
 _WAIT_S = 120.0
 _CHUNK = 2**20
 
 
 @contextmanager
 def alone(dest: Path) -> Iterator[None]:
-    """Keeps others from publishing into `dest` meanwhile. Makes the folder if there is none.
+    """Keeps others from publishing into `dest` meanwhile. Makes the folder, and those above it, where there is none;
+    they go again if nothing was published.
 
     Raises:
         InputError: it cannot be written, or somebody else has been at it for two minutes.
     """
-    made = not os.path.lexists(dest)
+    made: list[Path] = []
     try:
-        no_link(dest)
-        make_folder(dest)
-        handle = _locked(dest / ".attar.lock")
-    except OSError as error:
-        raise unwritable(dest, error) from None
-    try:
-        yield
+        try:
+            no_link(dest)
+            make_folder(dest, made)
+            handle = _locked(dest / ".attar.lock", made)
+        except OSError as error:
+            raise unwritable(dest, error) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (
+                    dest / ".attar.lock"
+                ).unlink()  # while it is held: whoever waits for it looks whether it is still there
+            os.close(handle)
     finally:
-        with suppress(OSError):
-            (dest / ".attar.lock").unlink()  # while it is held: whoever waits for it looks whether it is still there
-        os.close(handle)
-        if made:
-            with suppress(OSError):  # it holds what was published
-                dest.rmdir()
+        with suppress(OSError):  # it holds what was published
+            for folder in reversed(made):
+                folder.rmdir()
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, made: list[Path] | None = None) -> None:
     """Makes a folder, and those above it, where there is none; others may read what is made here, whatever the umask
-    is: a server often runs as somebody else."""
+    is: a server often runs as somebody else.
+
+    Args:
+        made: gets the folders that were made, the deepest last.
+    """
     if path.is_dir():
         return
-    make_folder(path.parent)
+    make_folder(path.parent, made)
     try:
         path.mkdir()
     except FileExistsError:
         if not path.is_dir():
             raise
     else:
+        if made is not None:
+            made.append(path)
         path.chmod(0o755)
 
 
 def sweep(folder: Path) -> None:
-    """Removes what a publication left that was killed."""
+    """Removes what a publication left that was killed, and nothing else, whatever it is called."""
     for entry in folder.iterdir():
-        if entry.name.startswith(HIDDEN):
+        if _LEFT.fullmatch(entry.name):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
@@ -101,7 +124,7 @@ def newest(home: Path) -> int | None:
 def inside(file: str) -> PurePosixPath:
     """A layout's name of a file, once it stays in its folder."""
     path = PurePosixPath(file)
-    if path.is_absolute() or not path.parts or ".." in path.parts:
+    if path.is_absolute() or not path.parts or ".." in path.parts or not file.isprintable():
         raise ValueError(f"{file!r} does not stay in its folder")
     return path
 
@@ -155,13 +178,13 @@ def unwritable(dest: Path, error: OSError) -> InputError:
     return InputError(Fault(what, file=str(dest), help="give a folder that you may write to, with room in it"))
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, made: list[Path]) -> int:
     end = time.monotonic() + _WAIT_S
     while True:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:
-            make_folder(path.parent)  # the one who held it made it, failed, and took it away
+            make_folder(path.parent, made)  # the one who held it made it, failed, and took it away
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -25,6 +25,7 @@ import yaml
 from targets.documents import overlaid
 from targets.errors import Fault, InputError
 from targets.servers import triton
+from targets.servers.neighbours import SERVICE
 from targets.servers.shipment import Layout, Options, Shipment
 from targets.servers.versions import triton_in_kserve
 
@@ -50,15 +51,16 @@ def layout(shipment: Shipment, options: Options) -> Layout:
             no InferenceService.
     """
     theirs = triton.layout(shipment, options)
-    file = f"{shipment.name}.inferenceservice.yaml"
-    notes = [note for note in theirs.notes if not note.startswith("start it with")]
-    notes += [
-        f"fill in storageUri in {file}: the address of DEST itself, which must hold this model alone",
+    file = shipment.name + SERVICE
+    notes = (
+        *theirs.notes,
+        f"fill in storageUri in {file}: the address of the folder that it lies in, which must hold this model alone",
         f"clients ask for the model {shipment.name!r} by the v2 protocol",
-        f"start it with: kubectl apply -f DEST/{file}",
-    ]
+    )
     root = {file: _over(_service(shipment, options), file)}
-    return dataclasses.replace(theirs, root=root, alone=_ALONE, notes=tuple(notes))
+    return dataclasses.replace(
+        theirs, root=root, alone=_ALONE, start=lambda dest: f"kubectl apply -f {dest}/{file}", notes=notes
+    )
 
 
 def _service(shipment: Shipment, options: Options) -> dict[str, Any]:

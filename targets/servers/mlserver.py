@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from targets.artifact import Value
+from targets.artifact import MODEL, Value
 from targets.servers.common import datatype, described, fixed_batch, labels, pretty, version_files
 from targets.servers.neighbours import SETTINGS
 from targets.servers.shipment import Layout, Options, Shipment
@@ -60,6 +60,9 @@ def layout(shipment: Shipment, options: Options) -> Layout:
         root={"settings.json": _kept},
         added={RUNTIME.name: RUNTIME.read_bytes(), SETTINGS: _settings(shipment, options if batches else None)},
         batch=fixed,
+        start=lambda dest: (
+            f"pip install mlserver '{requirement(shipment.model)}' && PYTHONDONTWRITEBYTECODE=1 mlserver start {dest}"
+        ),
         notes=tuple(_notes(shipment, options, fixed, batches)),
     )
 
@@ -88,7 +91,7 @@ def _settings(shipment: Shipment, batching: Options | None) -> Callable[[int], b
 
     def numbered(version: int) -> bytes:
         # The path is relative to this file: the folder may be moved.
-        parameters = {"uri": "./model.onnx", "version": str(version), "extra": extra}
+        parameters = {"uri": f"./{MODEL}", "version": str(version), "extra": extra}
         return pretty({**settings, "parameters": parameters})
 
     return numbered
@@ -120,4 +123,3 @@ def _notes(shipment: Shipment, options: Options, fixed: int, batches: bool) -> I
             "settings.json, for all its models"
         )
     yield "it listens on 127.0.0.1 until you change host in settings.json; its ports: MLSERVER_HTTP_PORT and _GRPC_PORT"
-    yield f"start it with: pip install mlserver '{requirement(shipment.model)}' && mlserver start DEST"

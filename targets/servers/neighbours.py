@@ -6,16 +6,18 @@ import os
 from pathlib import Path
 
 from targets import artifact
+from targets.artifact import MODEL
 from targets.errors import Fault, InputError
-from targets.servers.disk import HIDDEN, newest, versions
+from targets.servers.disk import CANDIDATE, HIDDEN, newest, versions
 from targets.servers.shipment import Layout
 
-__all__ = ["SETTINGS", "same_face", "suits"]
-
-MODEL = "model.onnx"
+__all__ = ["SERVICE", "SETTINGS", "same_face", "suits"]
 
 SETTINGS = "model-settings.json"
 """In each version for MLServer, and in none for another server: Triton, KServe and OpenVINO share one shape."""
+
+SERVICE = ".inferenceservice.yaml"
+"""How the file ends that says in DEST that KServe hands all of it to one server; it begins with the model's name."""
 
 _CONFIG = "config.pbtxt"
 
@@ -24,7 +26,8 @@ def suits(layout: Layout, dest: Path, name: str) -> None:
     """Refuses a layout that would mix two kinds of server in one model, or two models where there may be one.
 
     Raises:
-        InputError: another kind of server was given this model; or the server takes a single model, and there is one.
+        InputError: another kind of server was given this model; or the server takes a single model, and there is one;
+            or one is there whose server takes no other.
     """
     home, ours = dest / name, SETTINGS in layout.added
     others = [str(number) for number in versions(home) if os.path.lexists(home / str(number) / SETTINGS) != ours]
@@ -34,11 +37,14 @@ def suits(layout: Layout, dest: Path, name: str) -> None:
         theirs = "another server than MLServer" if ours else "MLServer"
         what = f"was shipped for {theirs} before: {', '.join(others)} there; one folder cannot serve both"
         raise InputError(Fault(what, file=str(home), help="ship it under another --name, or give another DEST"))
-    if not layout.alone or not dest.is_dir():
-        return
-    for entry in sorted(dest.iterdir()):
-        if entry.name != name and not entry.name.startswith(HIDDEN) and versions(entry):
+    name = name.removeprefix(CANDIDATE)
+    for entry in sorted(dest.iterdir()) if dest.is_dir() else ():
+        what = ""
+        if entry.name.endswith(SERVICE) and entry.name != name + SERVICE:
+            what = f"hands all that lies in its folder to one server of KServe's: {name!r} cannot be there, too"
+        elif layout.alone and entry.name != name and not entry.name.startswith(HIDDEN) and versions(entry):
             what = f"is another model, and {name!r} must lie in its DEST alone: {layout.alone}"
+        if what:
             raise InputError(Fault(what, file=str(entry), help="give a DEST of its own"))
 
 

@@ -37,6 +37,7 @@ def layout(shipment: Shipment, options: Options) -> Layout:
         described(shipment),
         root={CONFIG: _among(_entry(shipment, options))},
         batch=fixed,
+        start=lambda dest: f"ovms --config_path {dest}/{CONFIG} --rest_port 8000 --rest_bind_address 127.0.0.1",
         notes=tuple(_notes(shipment, options, fixed)),
     )
 
@@ -102,4 +103,3 @@ def _notes(shipment: Shipment, options: Options, fixed: int) -> Iterator[str]:
             f"{shipment.target.name} was measured with {runtime.provider}, and this server runs OpenVINO: int8 answers "
             "may differ by a step or two, so compare classes there, and measure again"
         )
-    yield "start it with: ovms --config_path DEST/config.json --rest_port 8000 --rest_bind_address 127.0.0.1"

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import ssl
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -51,7 +54,7 @@ class HttpEndpoint:
         kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
         self._wire = kind(address.host, address.port, timeout=timeout_s)
         self._address, self._metadata = address, None
-        self._binary, self._settled = True, False
+        self._binary, self._settled, self._ended = True, False, False
         self._root = quote(address.prefix) + "/v2"
         version = f"/versions/{quote(address.version, safe='')}" if address.version else ""
         self._model = f"{self._root}/models/{quote(address.model, safe='')}{version}"
@@ -117,7 +120,11 @@ class HttpEndpoint:
         return self._output(names[1], inputs, back, data)
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Ends the connection, also for a thread that waits for an answer there."""
+        self._ended = True
+        if (kept := self._wire.sock) is not None:
+            with suppress(OSError):
+                kept.shutdown(socket.SHUT_RDWR)  # a thread that reads there wakes, unlike by close()
         self._wire.close()
 
     def _output(
@@ -172,7 +179,7 @@ class HttpEndpoint:
                 data = reply.read(_MOST + 1)
             except (http.client.HTTPException, OSError) as error:
                 self._wire.close()
-                if not kept or isinstance(error, TimeoutError):
+                if not kept or self._ended or isinstance(error, TimeoutError):
                     raise self._lost(error) from None
             else:
                 if len(data) > _MOST:
@@ -187,6 +194,12 @@ class HttpEndpoint:
         if isinstance(error, TimeoutError):
             what = f"{place} did not answer within {self._wire.timeout:g} s"
             return broken(self._address, what, "is the server up, and no firewall between? see its own log")
+        if isinstance(error, ssl.SSLCertVerificationError):
+            what = f"the certificate of {place} is not trusted: {error.verify_message}"
+            return broken(self._address, what, "SSL_CERT_FILE=FILE names the certificates (PEM) to trust")
+        if isinstance(error, ssl.SSLError):
+            what = f"{place} does not speak HTTPS ({error.reason or 'no TLS'})"
+            return broken(self._address, what, f"if it speaks plain HTTP: {self._address}".replace("https", "http", 1))
         if isinstance(error, http.client.HTTPException | ConnectionError):
             what = f"{place} broke off without an answer over HTTP ({type(error).__name__})"
             return broken(self._address, what, f"did the server end? if this is its gRPC port: grpc://{place}/NAME")

@@ -1,7 +1,7 @@
 """Writes a layout into a model repository, whole or not at all, while a server may be reading there.
 
     DEST/.attar.lock                  held (flock) by the one who publishes; gone when it is done
-    DEST/<name>/.attar-XXXX/          everything that is new, written and flushed to disk
+    DEST/<name>/.attar-new-XXXX/      everything that is new, written and flushed to disk
     DEST/<name>/<shared files>        then renamed to its place: shared files, last of them the list of their digests,
     DEST/<name>/<version>/            the version as a whole,
     DEST/<root files>                 and what names the model to the server
@@ -19,20 +19,19 @@ version that is there is never written over, and no link is followed or made.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from targets.errors import Fault, InputError
 from targets.files import sync
 from targets.servers.disk import (
-    HIDDEN,
+    CANDIDATE,
+    STAGED,
     alone,
     inside,
     make_folder,
@@ -46,41 +45,37 @@ from targets.servers.disk import (
 )
 from targets.servers.neighbours import same_face, suits
 from targets.servers.shipment import Layout
+from targets.servers.undo import Change, restore
 from targets.sha256sums import LAYOUT, parsed, render
 
-__all__ = ["Change", "changes", "place", "publish", "remove", "retract"]
+__all__ = ["changes", "place", "publish", "remove"]
 
 _NAME = re.compile(r"(\.attar-)?[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Change:
-    """What a publication does to one file beside the version. `before` is None where there is none yet."""
-
-    path: Path
-    before: bytes | None
-    after: bytes
-
-
-def publish(layout: Layout, dest: Path, name: str, version: int | None = None) -> Path:
-    """Writes a layout into `dest` as one version of the model `name`.
-
-    Args:
-        version: from 1; None: one more than the newest that is there.
+def publish(layout: Layout, dest: Path, name: str) -> Path:
+    """Writes a layout into `dest` as a version of the model `name`: one more than the newest that is there.
 
     Returns:
         The folder of the version.
 
     Raises:
-        InputError: the version exists; the newest one there has other inputs or outputs, or is for another kind of
-            server; a link is in the way; `dest` cannot be written, or the disk is full. Then all is as it was.
+        InputError: the newest one there has other inputs or outputs, or is for another kind of server; a link is in
+            the way; `dest` cannot be written, or the disk is full. Then all is as it was.
     """
     with alone(dest):
-        return place(layout, dest, name, version)
+        return place(layout, dest, name)
 
 
 def place(layout: Layout, dest: Path, name: str, version: int | None = None) -> Path:
-    """`publish` for one who is `alone` in `dest` already."""
+    """`publish` for one who is `alone` in `dest` already.
+
+    Args:
+        version: from 1; None: one more than the newest that is there.
+
+    Raises:
+        InputError: as `publish`; or the version exists.
+    """
     if not _NAME.fullmatch(name):
         raise InputError(f"{name!r} must be letters, digits, - _ and ., a letter or digit first: it names a folder")
     if version is not None and version < 1:
@@ -101,7 +96,7 @@ def place(layout: Layout, dest: Path, name: str, version: int | None = None) -> 
             help = "leave the version open, so that the next free number is taken"
             raise InputError(Fault(what, file=str(into), help=help))
         todo = changes(layout, dest, name)
-        staged = Path(tempfile.mkdtemp(prefix=HIDDEN, dir=home))
+        staged = Path(tempfile.mkdtemp(prefix=STAGED, dir=home))
         fresh = staged / "version"
         for file, content in {**layout.version, **_added(layout, number)}.items():
             write(fresh / inside(file), content)
@@ -121,35 +116,9 @@ def place(layout: Layout, dest: Path, name: str, version: int | None = None) -> 
     return into
 
 
-def retract(folder: Path, undo: tuple[Change, ...] = ()) -> None:
-    """Takes a version away again, at once and whole, for one who is `alone` there.
-
-    Args:
-        folder: as `publish` returned it.
-        undo: what else the publication changed, from `changes` before it; a file that has been changed since stays.
-
-    Raises:
-        InputError: it cannot be taken away.
-    """
-    home = folder.parent
-    try:
-        for change in reversed(undo):
-            if change.before != change.after and read(change.path) == change.after:
-                _restore(change, home / f"{HIDDEN}undo", home)
-        aside = Path(tempfile.mkdtemp(prefix=HIDDEN, dir=home))
-        folder.rename(aside / "version")
-        sync(home)
-        shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        what = f"could not be taken away again: {error.strerror}"
-        raise InputError(Fault(what, file=str(folder), help="remove it by hand")) from None
-    with suppress(OSError):  # older versions stay
-        home.rmdir()
-
-
 def remove(home: Path) -> None:
     """Takes a hidden model away, for one who is `alone` there. What stays is left to the next publication."""
-    assert home.name.startswith(HIDDEN)
+    assert home.name.startswith(CANDIDATE)
     shutil.rmtree(home, ignore_errors=True)
 
 
@@ -166,7 +135,7 @@ def changes(layout: Layout, dest: Path, name: str) -> tuple[Change, ...]:
         found.append(Change(path, before, _listing(path, before, layout.shared)))
     for file, made in layout.root.items():
         before = read(path := dest / inside(file))
-        found.append(Change(path, before, made(before)))
+        found.append(Change(path, before, _made(made, path, before)))
     return tuple(found)
 
 
@@ -176,7 +145,15 @@ def _added(layout: Layout, number: int) -> dict[str, bytes]:
         what = "is the artifact's, and what the server needs has the same name"
         raise InputError(Fault(what, file=clash[0], help="an artifact as `attar run` leaves it has no such file"))
     made = {file: data(number) if callable(data) else data for file, data in layout.added.items()}
-    return {**made, LAYOUT: render(_digests(made))} if made else {}
+    return {**made, LAYOUT: render(made)} if made else {}
+
+
+def _made(made: Callable[[bytes | None], bytes], path: Path, before: bytes | None) -> bytes:
+    try:
+        return made(before)
+    except RecursionError:
+        help = "take it away, and it is written anew; or give another DEST"
+        raise InputError(Fault("is nested too deeply to be read", file=str(path), help=help)) from None
 
 
 def _listing(path: Path, before: bytes | None, shared: Mapping[str, bytes]) -> bytes:
@@ -186,11 +163,7 @@ def _listing(path: Path, before: bytes | None, shared: Mapping[str, bytes]) -> b
         help = "take it away: it will be written anew, for the files of this publication"
         raise InputError(Fault("is not as attar wrote it", file=str(path), help=help))
     kept = {name: digest for name, digest in there.items() if os.path.lexists(path.parent / name)}
-    return render({**kept, **_digests(shared)}, deep=True)
-
-
-def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return render({**kept, **shared}, deep=True)
 
 
 def _commit(fresh: Path, into: Path, staged: Path, todo: tuple[Change, ...], first: int) -> None:
@@ -212,17 +185,5 @@ def _commit(fresh: Path, into: Path, staged: Path, todo: tuple[Change, ...], fir
         if into.exists():
             into.rename(staged / "back")
         for change in reversed(done):
-            _restore(change, staged / "undo", into.parent)
+            restore(change, into.parent)
         raise
-
-
-def _restore(change: Change, aside: Path, home: Path) -> None:
-    """Puts back what a publication changed."""
-    if change.before is not None:
-        write(aside, change.before)
-        aside.replace(change.path)
-        return
-    change.path.unlink(missing_ok=True)
-    if home in change.path.parent.parents:
-        with suppress(OSError):  # a folder in the model's own, if it is empty now
-            change.path.parent.rmdir()

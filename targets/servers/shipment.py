@@ -81,6 +81,7 @@ class Layout:
             Raises InputError where what is there cannot be kept.
         alone: why no other model may lie in DEST; empty: others may.
         batch: the largest batch that the server will accept; 0: no limit that is known.
+        start: the command that starts the server, from DEST as a shell takes it.
         notes: sentences for a person: what was chosen and why, what to do next.
     """
 
@@ -90,4 +91,5 @@ class Layout:
     added: Mapping[str, bytes | Callable[[int], bytes]] = field(default_factory=dict)
     alone: str = ""
     batch: int = 0
+    start: Callable[[str], str] = lambda dest: ""
     notes: tuple[str, ...] = ()

@@ -75,7 +75,13 @@ def layout(shipment: Shipment, options: Options) -> Layout:
     shared = {"config.pbtxt": text.encode(), **described(shipment)}
     if _warms(shipment):
         shared[f"warmup/{WARMUP}"] = _golden(shipment, fixed).tobytes()
-    return Layout(version_files(shipment), shared, batch=fixed or most, notes=tuple(_notes(shipment, fixed, most)))
+    return Layout(
+        version_files(shipment),
+        shared,
+        batch=fixed or most,
+        start=lambda dest: f"tritonserver --model-repository={dest}",
+        notes=tuple(_notes(shipment, fixed, most)),
+    )
 
 
 def on_gpu(runtime: Runtime) -> bool:
@@ -179,4 +185,3 @@ def _notes(shipment: Shipment, fixed: int, most: int) -> Iterator[str]:
         yield f"Triton's backend hands no options to OpenVINO: {given} of {shipment.target.name} do not reach it"
     if not _warms(shipment):
         yield "no warm-up: there is no golden sample, or the graph takes more than one float32 input"
-    yield "start it with: tritonserver --model-repository=DEST"

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from papers import attar
@@ -17,6 +19,12 @@ def artifact(finished, tmp_path):
     return shutil.copytree(finished[0] / "runs/tiny/quick", tmp_path / "quick")
 
 
+def made(folder, manifest=None):
+    """The bill of materials of an artifact, or of one with another manifest."""
+    found = evidence.taken(folder)
+    return bom.of_artifact(replace(found, papers={evidence.MANIFEST: manifest}) if manifest else found)
+
+
 def complaint(text):
     pytest.importorskip("cyclonedx", reason="pip install 'cyclonedx-python-lib[validation]'")
     from cyclonedx.schema import SchemaVersion
@@ -26,7 +34,7 @@ def complaint(text):
 
 
 def test_it_is_valid_and_a_stray_key_would_not_be(artifact):
-    text = bom.of_folder(artifact)
+    text = made(artifact)
     assert complaint(text) is None
     spoiled = json.loads(text)
     spoiled["metadata"]["component"]["modelCard"]["speed"] = "high"
@@ -34,7 +42,7 @@ def test_it_is_valid_and_a_stray_key_would_not_be(artifact):
 
 
 def test_it_says_what_the_manifest_says(artifact):
-    found, manifest = json.loads(bom.of_folder(artifact)), evidence.manifest(artifact)
+    found, manifest = json.loads(made(artifact)), evidence.manifest(artifact)
     model = found["metadata"]["component"]
     assert model["type"] == "machine-learning-model"
     assert model["hashes"] == [
@@ -75,29 +83,34 @@ def test_a_missed_verdict_is_the_first_limitation(artifact):
 
 
 def test_the_same_manifest_makes_the_same_bytes_and_another_one_another_serial_number(artifact):
-    first = bom.of_folder(artifact)
-    assert bom.of_folder(artifact) == first
+    first = made(artifact)
+    assert made(artifact) == first
     assert "timestamp" not in first
     path = artifact / "manifest.json"
     path.write_text(path.read_text() + " ")
-    assert json.loads(bom.of_folder(artifact))["serialNumber"] != json.loads(first)["serialNumber"]
+    (artifact / evidence.SUMS).write_bytes(evidence.sums(artifact))
+    assert json.loads(made(artifact))["serialNumber"] != json.loads(first)["serialNumber"]
 
 
 def test_the_command_writes_it_beside_the_folder(artifact, tmp_path):
     code, _, err = attar("bom", artifact, "-o", tmp_path / "quick.cdx.json")
     assert code == 0, err
-    assert (tmp_path / "quick.cdx.json").read_text() == bom.of_folder(artifact)
-    assert attar("bom", artifact)[1] == bom.of_folder(artifact)
+    assert (tmp_path / "quick.cdx.json").read_text() == made(artifact)
+    assert attar("bom", artifact)[1] == made(artifact)
     code, _, err = attar("bom", artifact, "-o", artifact / "bom.json")
     assert code == 2
     assert "would count as tampering" in err
+    for place, what in (("quick.cdx.json/bom", "Not a directory|File exists"), (".", "Is a directory")):
+        code, _, err = attar("bom", artifact, "-o", tmp_path / place)
+        assert (code, bool(re.search(f"cannot be written: ({what})", err))) == (2, True), err
+    (tmp_path / "recipe.lock").write_text("{}")
+    assert attar("bom", artifact, "-o", tmp_path / "in a run's folder.json")[0] == 0
     (artifact / "model.onnx").write_bytes(b"")
     assert attar("bom", artifact)[0] == 1
 
 
 def test_a_manifest_of_another_form_is_unusable_input(artifact):
-    path = artifact / "manifest.json"
-    good = json.loads(path.read_text())
+    good = json.loads((artifact / "manifest.json").read_text())
     wrong = [
         ({"version": 1}, "attar"),
         (good | {"target": "x"}, "target"),
@@ -107,7 +120,6 @@ def test_a_manifest_of_another_form_is_unusable_input(artifact):
         ([], ""),
     ]
     for manifest, where in wrong:
-        path.write_text(json.dumps(manifest))
         with pytest.raises(InputError, match="is no manifest that this attar reads") as caught:
-            bom.of_folder(artifact)
+            made(artifact, json.dumps(manifest).encode())
         assert caught.value.faults[0].key == where

@@ -1,5 +1,6 @@
 """What the command prints: lines in a terminal, and JSON."""
 
+import errno
 import json
 import os
 import termios
@@ -9,17 +10,22 @@ from unittest.mock import patch
 import pytest
 from tiny_run import attar
 
-from pipeline.cli import shared
+from pipeline.cli import app, shared
+from targets.errors import Fault
 
 
 def in_a_terminal(*messages):
     """What a terminal of 60 columns shows of messages, by line."""
+    return shown_by(lambda: [shared.tell(*message) for message in messages])
+
+
+def shown_by(call):
+    """What a terminal of 60 columns shows of a call, by line."""
     outer, inner = os.openpty()
     termios.tcsetwinsize(inner, (24, 60))
     with os.fdopen(inner, "w", encoding="utf-8") as file, redirect_stderr(file):
         with patch.dict(os.environ, {"COLUMNS": "60"}):
-            for message in messages:
-                shared.tell(*message)
+            call()
         file.flush()
         os.set_blocking(outer, False)
         shown = os.read(outer, 65536)
@@ -32,7 +38,7 @@ def test_lines_break_between_words_and_nothing_breaks_that_is_copied():
     assert in_a_terminal(
         ("digits version 1 lies in", "some folder/with a rather long/name/models/digits/1"),
         ("  a server may join single requests into batches of up to 8, and takes no larger request",),
-        (f"  start it with: {command}",),
+        ("  start it with:", command),
         ("next:", "attar probe URL"),
     ) == [
         "digits version 1 lies in",
@@ -60,6 +66,29 @@ def test_a_fault_keeps_its_lines():
         "   help: say a great many words before",
         "     `attar ship DIR DEST --to triton`; then go on",
     ]
+
+
+def test_wrong_words_on_the_command_line_break_too():
+    words = ["ship", "a", "b", "--to", "triton", "--max-batch", "many, which is a long word for a number, and is none"]
+    codes = []
+    lines = shown_by(lambda: codes.append(app._guarded(words)))
+    assert codes == [2]
+    assert "Invalid value for '--max-batch'" in " ".join(lines)
+    assert max(map(len, lines)) <= 60
+
+
+def test_a_name_with_a_line_break_takes_one_line():
+    assert str(Fault("is missing", file="a\nb", line=3)) == "a\ufffdb:3: is missing"
+
+
+@pytest.mark.parametrize(("command", "said"), [("bom", ""), ("run", "; what was finished is stored")])
+def test_what_cannot_be_written_is_told_and_what_is_kept(capsys, monkeypatch, command, said):
+    def full(*words, **more):
+        raise OSError(errno.ENOSPC, "No space left on device", "a\nb")
+
+    monkeypatch.setattr(app, "app", full)
+    assert app._guarded([command]) == 3
+    assert capsys.readouterr().err == f"a\ufffdb: No space left on device{said}\n"
 
 
 def test_elsewhere_a_message_is_one_line(capsys):

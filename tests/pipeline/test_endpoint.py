@@ -194,6 +194,11 @@ def test_answers_that_are_others_under_load_are_found(folder, oip):
         found = probe(f"http://{place}", folder, seconds=SECONDS, clients=3)
     assert (found.bare.verdict, found.loaded.verdict, found.verdict) == ("equal", "differs", "differs")
     assert any(note.startswith("while 3 clients asked at once some answers were others") for note in found.notes)
+    assert re.search(r"its own, asked alone +with 3 clients at once: DIFFERS", rendered(found))
+    int8 = found.stored.model_copy(update={"difference": 1.0, "steps": 5.0, "told": "by 5 output steps (1)"})
+    shown = " ".join(rendered(found.model_copy(update={"stored": int8})).split())
+    assert "one output step of this int8 model is 0.200; in brackets stands the difference itself" in shown
+    assert "output step" not in rendered(found)
 
 
 def test_another_model_is_refused_before_anything_is_asked(folder, tmp_path):
@@ -292,13 +297,9 @@ def test_a_manifest_cannot_say_what_is_no_preprocessing(tmp_path, told):
 @pytest.mark.parametrize(
     ("inputs", "outputs", "told"),
     [
-        (np.zeros((2, 3, 4, 5), np.float32), np.zeros((2, 10), np.float32), r"inputs of float32 \(3, 4, 5\)"),
-        (
-            np.zeros((2, 3, 4, 4)),
-            np.zeros((2, 10), np.float32),
-            r"inputs of float64 .*the model's are float32 \(3, 4, 4\)",
-        ),
-        (np.zeros((2, 3, 4, 4), np.float32), np.zeros((2, 7), np.float32), r"outputs of float32 \(7,\)"),
+        (np.zeros((2, 3, 4, 5), np.float32), np.zeros((2, 10), np.float32), r"inputs of shape \(3, 4, 5\)"),
+        (np.zeros((2, 3, 4, 5), np.float32), np.zeros((2, 10), np.float32), r"and the model's are \(3, 4, 4\)"),
+        (np.zeros((2, 3, 4, 4), np.float32), np.zeros((2, 7), np.float32), r"outputs of shape \(7,\)"),
     ],
 )
 def test_a_golden_sample_of_another_model_is_refused(tmp_path, inputs, outputs, told):

@@ -1,18 +1,21 @@
 """An artifact's folder is as its run left it, or the fault names the file."""
 
 import hashlib
+import io
 import json
 import os
 import random
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from papers import attar
 
-from pipeline import evidence
+from pipeline import evidence, lists
 from targets.errors import InputError
+from targets.sha256sums import render
 
 
 @pytest.fixture
@@ -104,6 +107,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(artifact, name):
         (lambda f: (f / "notes.txt").write_text(""), "notes.txt: is in no list: it was added later"),
         (lambda f: (f / "more").mkdir(), "more: is in no list"),
         (lambda f: (f / ".hidden").write_text(""), ".hidden: is in no list"),
+        (lambda f: (f / ".attar-unproven").write_text(""), "was never proven .*\n.* ship the model again with --load"),
         (lambda f: (f / "model.onnx").write_bytes(b""), "model.onnx: was changed"),
         (lambda f: os.link(f / "model.onnx", f.parent / "again"), r"model.onnx: has 2 names \(hard links\)"),
         (lambda f: os.link(f / "SHA256SUMS", f.parent / "again"), r"SHA256SUMS: has 2 names"),
@@ -130,12 +134,65 @@ def test_a_changed_folder_does_not_hold(artifact, change, what):
         (lambda m: m["model"].update(sha256="0" * 64), "says something else of model.onnx than the file itself"),
         (lambda m: m["model"].update(opset=9), "says something else of model.onnx"),
         (lambda m: m["recipe"]["settings"].update(seed=99), "holds a recipe that has not the digest it says"),
+        (lambda m: m["recipe"]["settings"].update(seed=float("nan")), "holds a recipe that has not the digest"),
+        (lambda m: m["recipe"]["settings"].update(seed="\ud800"), "holds a recipe that has not the digest"),
+        (lambda m: m["model"].pop("sha256"), "says something else of model.onnx"),
     ],
 )
 def test_a_manifest_that_contradicts_itself_does_not_hold_even_with_new_digests(artifact, change, what):
     resealed(artifact, change)
     (found,) = whats(evidence.verified(artifact))
     assert what in found
+
+
+def test_a_folder_that_cannot_be_looked_into_is_a_fault(artifact, monkeypatch):
+    (artifact / "attar_runtime.py").write_text("")
+    (artifact / evidence.LAYOUT).write_bytes(render({"attar_runtime.py": b""}))
+    (artifact / evidence.CACHE).mkdir()
+    (artifact / evidence.CACHE / "attar_runtime.cpython-311.pyc").write_bytes(b"")
+    assert evidence.verified(artifact) == ()
+    monkeypatch.chdir(artifact)
+    artifact.chmod(0o755)
+    root, folder = os.geteuid() == 0, Path()
+    for mode in (0o000, 0o444):
+        (folder / evidence.CACHE).chmod(mode)
+        try:
+            if root:
+                os.seteuid(65534)
+            faults = evidence.verified(folder)
+        finally:
+            if root:
+                os.seteuid(0)
+            (artifact / evidence.CACHE).chmod(0o755)
+        assert [str(fault).partition("\n")[0] for fault in faults] == [
+            "__pycache__: cannot be looked into: Permission denied"
+        ]
+
+
+def test_what_is_taken_is_what_was_checked(artifact, monkeypatch):
+    before = {path.name: path.read_bytes() for path in artifact.iterdir()}
+    opened = lists.opened
+
+    def then_changed(path):
+        """Whatever is opened is changed just after it was read."""
+        file = opened(path)
+        data = file.read()
+        file.close()
+        if path.name != evidence.MODEL:
+            path.write_bytes(b"changed")
+        return io.BytesIO(data)
+
+    monkeypatch.setattr(lists, "opened", then_changed)
+    found = evidence.taken(artifact)
+    model = before.pop(evidence.MODEL)
+    assert (found.papers, found.model()) == (before, model)
+    assert set(found.digests) == {*before, evidence.MODEL} - {evidence.SUMS}
+    monkeypatch.undo()
+    (artifact / evidence.MODEL).write_bytes(b"changed")
+    with pytest.raises(InputError, match=r"model\.onnx: was changed meanwhile"):
+        found.model()
+    with pytest.raises(InputError, match="SHA256SUMS: is not as attar wrote it"):
+        evidence.taken(artifact)
 
 
 def test_another_model_with_new_digests_must_still_be_a_model(artifact):

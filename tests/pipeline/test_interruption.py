@@ -36,4 +36,4 @@ def test_what_is_wrong_is_told_all_the_same(swallowed, capsys):
 
 def test_a_command_that_would_have_gone_on_is_interrupted(swallowed, capsys, finished):
     assert app._guarded(["verify", str(finished[0] / "runs/tiny/quick")]) == 130
-    assert capsys.readouterr().err.startswith("\ninterrupted; what was finished is stored")
+    assert capsys.readouterr().err == "\ninterrupted; the same command starts over\n"

@@ -1,17 +1,20 @@
 """An artifact as a version of a registered model, in a real database."""
 
+import http.server
 import os
 import shutil
 import socket
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
 
 from pipeline import evidence
-from pipeline.manifest import read
+from pipeline.manifest import of
 from pipeline.registries import mlflow
 from targets.errors import DeviceError, InputError
+from targets.sha256sums import digest, render
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def test_a_version_carries_files_metrics_verdict_and_digests(artifact, tmp_path,
     assert told == [f"registered digits, version 1: {uri}", "digits has it already: version 1"]
     from mlflow import MlflowClient
 
-    client, manifest = MlflowClient(uri, uri), read(artifact)
+    client, manifest = MlflowClient(uri, uri), of(evidence.taken(artifact))
     version = client.get_model_version("digits", "1")
     assert version.tags["attar.verdict"] == "met"
     assert version.tags["attar.file.model_onnx"] == manifest.model.sha256
@@ -53,7 +56,7 @@ def test_a_version_carries_files_metrics_verdict_and_digests(artifact, tmp_path,
 
 
 def test_metrics_end_with_their_units(artifact):
-    found, manifest = mlflow.metrics(read(artifact)), evidence.manifest(artifact)
+    found, manifest = mlflow.metrics(of(evidence.taken(artifact))), evidence.manifest(artifact)
     assert found["latency_p50_ms"] == manifest["measured"]["latency_p50_ms"]["value"]
     assert found["test/accuracy_percent"] == manifest["test"]["accuracy"]["value"]
     assert found["test/accuracy_percent/low"] == manifest["test"]["accuracy"]["low"]
@@ -61,9 +64,14 @@ def test_metrics_end_with_their_units(artifact):
 
 
 def test_every_digest_is_a_tag(artifact):
-    found = mlflow.tags(artifact, read(artifact))
+    taken = evidence.taken(artifact)
+    found = mlflow.tags(taken.digests, of(taken))
     names = {f"attar.file.{name.replace('.', '_')}" for name in (*evidence.listed(artifact), "manifest.json")}
-    assert names <= set(found)
+    assert names == {name for name in found if name.startswith("attar.file.")}
+    (artifact / "attar_runtime.py").write_text("code")
+    (artifact / evidence.LAYOUT).write_bytes(render({"attar_runtime.py": b"code"}))
+    taken = evidence.taken(artifact)
+    assert mlflow.tags(taken.digests, of(taken))["attar.file.attar_runtime_py"] == digest(b"code")
     assert {"attar.verdict", "attar.recipe.sha256", "attar.data.sha256"} <= set(found)
 
 
@@ -107,6 +115,43 @@ def test_a_file_that_is_no_database_of_mlflows(artifact, tmp_path):
         mlflow.register(artifact, f"sqlite:///{tmp_path}/no.db")
 
 
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """A server that wants a login."""
+
+    def do_GET(self):
+        self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *words): ...
+
+
+@pytest.mark.slow  # MLflow takes two seconds to wake
+@pytest.mark.filterwarnings("ignore")
+def test_a_server_that_is_not_there_or_refuses(artifact, monkeypatch):
+    pytest.importorskip("mlflow", reason="pip install 'attar[mlflow]'")
+    with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        uri = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            with pytest.raises(
+                DeviceError, match=r"refuses it: it wants a login .*\n   help: set MLFLOW_TRACKING_USERNA"
+            ):
+                mlflow.register(artifact, uri)
+            monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "x")
+            with pytest.raises(DeviceError, match=r"it does not take the login of 'ann' \(HTTP 401\)"):
+                mlflow.register(artifact, uri)
+        finally:
+            server.shutdown()
+            thread.join()
+    with pytest.raises(DeviceError) as caught:
+        mlflow.register(artifact, uri)
+    help = "is the server up, and the address right?"
+    assert str(caught.value) == f"{uri} does not answer: Connection refused\n   help: {help}"
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_what_went_wrong_first_is_told_where_the_run_cannot_be_closed(artifact):
@@ -127,7 +172,7 @@ def test_what_went_wrong_first_is_told_where_the_run_cannot_be_closed(artifact):
 
     pytest.importorskip("mlflow", reason="pip install 'attar[mlflow]'")
     with pytest.raises(OSError, match="first"):
-        mlflow._registered(Gone(), artifact, "http://h", "n", read(artifact), print)
+        mlflow._registered(Gone(), evidence.taken(artifact), "http://h", "n", {}, {}, print)
 
 
 @pytest.mark.slow  # MLflow takes two seconds to wake

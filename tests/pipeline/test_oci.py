@@ -15,7 +15,7 @@ from papers import attar, key_pair
 from shipping import attar_ship
 
 from pipeline import evidence
-from pipeline.manifest import read
+from pipeline.manifest import of
 from pipeline.registries import distribution, oci
 from pipeline.registries.ref import Ref, parse
 from targets.errors import DeviceError, InputError
@@ -272,12 +272,11 @@ def test_a_login_is_asked_for_and_given(artifact, tmp_path, monkeypatch):
     (tmp_path / "htpasswd").write_text(HTPASSWD)
     with running(tmp_path / "closed", {"htpasswd": {"realm": "r", "path": str(tmp_path / "htpasswd")}}) as host:
         ref = f"{host}/models/tiny:v1"
-        with pytest.raises(InputError, match=r"without a login do this \(401") as caught:
+        with pytest.raises(DeviceError, match=r"it wants a login \(HTTP 401\)"):
             oci.push(artifact, ref, insecure=True)
-        assert f"set {distribution.USER} and {distribution.PASSWORD}" in str(caught.value)
         monkeypatch.setenv(distribution.USER, "ann")
         monkeypatch.setenv(distribution.PASSWORD, "wrong")
-        with pytest.raises(InputError, match="the user 'ann' may not do this"):
+        with pytest.raises(DeviceError, match="it does not take the login of 'ann'"):
             oci.push(artifact, ref, insecure=True)
         monkeypatch.setenv(distribution.PASSWORD, "secret")
         oci.push(artifact, ref, insecure=True)
@@ -340,7 +339,37 @@ def test_a_place_to_upload_to_that_is_none_is_told():
 def test_a_place_for_tokens_that_is_none_is_as_no_login(realm):
     with (
         answering(lambda *_: (401, [("WWW-Authenticate", f'Bearer realm="{realm}"')])) as host,
-        pytest.raises(InputError, match="nobody may without a login do this"),
+        pytest.raises(DeviceError, match="it wants a login"),
+    ):
+        distribution.Registry(host, "m", insecure=True).has_blob("sha256:0")
+
+
+BOTH = f"{distribution.USER} and {distribution.PASSWORD}"
+
+
+@pytest.mark.parametrize(
+    ("status", "user", "password", "said"),
+    [
+        (401, "", "", f"it wants a login (HTTP 401)\n   help: set {BOTH}, for this command alone"),
+        (403, "", "x", f"it wants a login (HTTP 403)\n   help: set {BOTH}, for"),
+        (401, "ann", "", f"'ann' gave no password (HTTP 401)\n   help: set {distribution.PASSWORD}, too"),
+        (401, "ann", "x", "it does not take the login of 'ann' (HTTP 401)\n   help: is the password in"),
+        (403, "ann", "x", "'ann' may not do this there (HTTP 403)\n   help: ask who runs it"),
+    ],
+)
+def test_who_is_refused_is_told_what_to_do_about_it(tmp_path, monkeypatch, status, user, password, said):
+    monkeypatch.setenv(distribution.USER, user)
+    monkeypatch.setenv(distribution.PASSWORD, password)
+    with answering(lambda *_: (status, ())) as host:
+        code, _, err = attar("pull", f"{host}/m:v1", tmp_path / "new", "--insecure")
+    assert code == 3
+    assert err.startswith(f"{host}/m: the server refuses it: {said}")
+
+
+def test_a_registry_that_breaks_sends_to_its_log():
+    with (
+        answering(lambda *_: (500, ())) as host,
+        pytest.raises(DeviceError, match=r"answered 500 .*\n   help: its own log says why; is its disk full\?"),
     ):
         distribution.Registry(host, "m", insecure=True).has_blob("sha256:0")
 
@@ -399,7 +428,8 @@ def test_a_folder_with_something_in_it_is_not_pulled_into(tmp_path):
 
 def test_a_report_is_taken_from_a_runs_folder_or_a_pulled_one_alone(artifact):
     def sent():
-        return sorted(name for name in oci._files(artifact, read(artifact)) if "/" not in name)
+        taken = evidence.taken(artifact)
+        return sorted(name for name in oci._files(taken, of(taken)) if "/" not in name)
 
     run = artifact.parent
     assert sent() == ["report.html", "report.md"]
@@ -431,6 +461,12 @@ ELSEWHERE = [
     "",
     "a\x1b[2J",
     "a\ud800",
+    "recipe.lock",
+    ".bashrc",
+    "model.onnx",
+    "other/evil.py",
+    "other/model.onnx",
+    "other/report.html",
 ]
 
 
@@ -447,12 +483,13 @@ def test_a_name_that_leads_elsewhere_is_refused(name):
 
 
 def test_the_target_is_the_folder_of_the_model():
+    names = ["report.html", "quick/.hidden", "quick/model.onnx", "report.md"]
     layers = [
         {"digest": f"sha256:{'0' * 64}", "size": 1, "annotations": {"org.opencontainers.image.title": title}}
-        for title in ("model.onnx", "quick/model.onnx")
+        for title in names
     ]
     manifest = {"artifactType": oci.ARTIFACT_TYPE, "mediaType": distribution.MANIFEST, "layers": layers}
     target, found = oci._layers(parse("h/m:v1"), json.dumps(manifest).encode())
-    assert (target, list(found)) == ("quick", ["model.onnx", "quick/model.onnx"])
+    assert (target, list(found)) == ("quick", names)
     with pytest.raises(InputError, match="is no artifact that attar pushed"):
         oci._layers(parse("h/m:v1"), b"[" * 100_000)

@@ -1,6 +1,7 @@
 """What a server's layout adds to an artifact is vouched for: one flipped bit anywhere in a published model is found."""
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from shipping import artifact_from, attar_ship
 
 from pipeline import evidence, published
 from targets.servers import SERVERS
+from targets.sha256sums import LAYOUT, parsed, render
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,13 @@ def shipped(finished, tmp_path_factory):
 def model(shipped, tmp_path):
     """A copy of MLServer's."""
     return shutil.copytree(shipped["mlserver"], tmp_path / "tiny")
+
+
+def listed(path):
+    """A file that is said to be the layout's, as whoever may write into the folder can."""
+    path.write_text("")
+    there = parsed((path.parent / LAYOUT).read_bytes(), deep=True)
+    (path.parent / LAYOUT).write_bytes(render({**there, path.name: b""}, deep=True))
 
 
 def whats(folder):
@@ -81,6 +90,8 @@ def test_the_command_says_what_it_checked(shipped):
         (lambda f: (f / "more.py").write_text(""), "more.py: is in no list"),
         (lambda f: (f / "__pycache__").mkdir(), "__pycache__: is in no list"),
         (lambda f: (f / "other").mkdir(), "other: is in no list"),
+        (lambda f: [shutil.rmtree(f / n) for n in "12"], ": is the folder of a model, and holds no version of it"),
+        (lambda f: listed(f / "model-settings.json"), "model-settings.json: is what MLServer serves a folder by"),
         (lambda f: (f / "7").mkdir(), "7: holds no artifact"),
         (lambda f: (f / "8").write_text(""), "8: cannot be looked into: Not a directory"),
         (lambda f: (f / "9").symlink_to(f / "1"), "9: is a symbolic link"),
@@ -97,7 +108,41 @@ def test_the_command_says_what_it_checked(shipped):
 def test_a_changed_model_does_not_hold(model, change, what):
     change(model)
     code, _, err = attar("verify", model)
-    assert (code, f"{model}/{what}" in err) == (1, True), err
+    assert (code, f"{model}/{what}".replace("/:", ":") in err) == (1, True), err
+
+
+def test_what_was_an_artifact_is_no_models_folder(model):
+    """Its own papers taken away, and the layout's list written anew."""
+    for left in ((evidence.MANIFEST, evidence.SUMS), (evidence.MODEL,), ("measurements.json", "reference.npz")):
+        for name in left:
+            (model / "2" / name).unlink()
+        (model / "2" / "attar_runtime.py").write_text("import os")
+        (model / "2" / LAYOUT).unlink()
+        (model / "2" / LAYOUT).write_bytes(render({p.name: p.read_bytes() for p in (model / "2").iterdir()}))
+        code, _, err = attar("verify", model / "2")
+        assert code != 0, err
+    assert "holds no version of it" in err
+    (model / "1").rename(model / "2" / "1")
+    code, _, err = attar("verify", model / "2")
+    assert (code, "model-settings.json: is what MLServer serves a folder by" in err) == (1, True), err
+
+
+def test_a_models_folder_that_cannot_be_looked_into(model, monkeypatch):
+    monkeypatch.chdir(model)
+    root = os.geteuid() == 0
+    for mode, code, what in ((0o711, 2, ".: cannot be looked into: Permission denied"), (0o755, 1, "2: cannot be")):
+        model.chmod(mode)
+        (model / "2").chmod(0)
+        try:
+            if root:
+                os.seteuid(65534)
+            found, _, err = attar("verify", ".")
+        finally:
+            if root:
+                os.seteuid(0)
+            (model / "2").chmod(0o755)
+            model.chmod(0o755)
+        assert (found, what in err) == (code, True), err
 
 
 def test_folders_of_shared_files_are_looked_into(shipped, tmp_path):
@@ -136,7 +181,10 @@ def test_a_cache_beside_no_code_is_in_no_list(shipped, tmp_path):
 
 
 def test_a_bill_of_materials_is_not_written_among_what_is_listed(model):
-    code, _, err = attar("bom", model / "2", "-o", model / "bom.json")
-    assert (code, "would count as tampering" in err) == (2, True), err
+    (model / "warmup").mkdir()
+    for place in (".", "1", "2", "2/deep/er", "warmup"):
+        code, _, err = attar("bom", model / "2", "-o", model / place / "bom.json")
+        assert (code, "would count as tampering" in err) == (2, True), (place, err)
+    assert not list(model.parent.rglob("bom.json"))
     code, out, err = attar("bom", model / "2")
     assert (code, json.loads(out)["bomFormat"]) == (0, "CycloneDX"), err

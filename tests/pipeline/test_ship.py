@@ -3,13 +3,16 @@
 import hashlib
 import json
 import shlex
+import shutil
 import socket
 
 import pytest
 from shipping import artifact_from, attar_ship
 
 from pipeline import evidence
-from pipeline.ship import shipment
+from pipeline.manifest import of
+from pipeline.registries import oci
+from pipeline.ship import ship, shipment
 from targets.errors import InputError
 from targets.servers import SERVERS
 
@@ -71,6 +74,25 @@ def test_what_is_to_be_copied_can_be_copied(met, tmp_path, server):
     assert ("changes nothing" if server == "mlserver" else "2027.01 is newer than what is known here") in err
 
 
+@pytest.mark.parametrize("server", ["triton", "kserve"])
+def test_a_name_that_reads_like_a_placeholder_is_left_alone(met, tmp_path, server):
+    code, out, err = attar_ship(met, tmp_path / "models", "--to", server, "--name", "DEST-1", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    if server == "kserve":
+        assert any(note.startswith("fill in storageUri in DEST-1.inferenceservice.yaml: ") for note in found["notes"])
+        assert found["start"] == f"kubectl apply -f {tmp_path}/models/DEST-1.inferenceservice.yaml"
+    else:
+        assert found["start"] == f"tritonserver --model-repository={tmp_path}/models"
+    assert f"start it with: {found['start']}" in err
+    assert "/v2/models/DEST-1 " in err
+
+
+def test_an_address_that_is_none_is_told_before_the_artifact_is_looked_at(tmp_path):
+    code, _, err = attar_ship(tmp_path / "none", tmp_path / "models", "--to", "triton", "--load", "grpc://there:1")
+    assert (code, "grpc://there:1: models are loaded over HTTP" in err) == (2, True), err
+
+
 def test_what_did_not_meet_its_budget_stays_unless_it_is_named(missed, tmp_path):
     dest = tmp_path / "models"
     code, _, err = attar_ship(missed, dest, "--to", "triton")
@@ -116,14 +138,59 @@ def test_what_was_changed_is_not_shipped(finished, tmp_path):
     assert (code, "holds no artifact" in err) == (2, True), err
 
 
+@pytest.mark.parametrize("to", ["triton", "oci"])
+def test_what_was_checked_is_what_is_shipped(finished, tmp_path, monkeypatch, to):
+    """Whoever may write into the folder changes it after it was checked."""
+    folder = artifact_from(finished[0], tmp_path / "quick", verdict="missed")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    taken = evidence.taken
+
+    def then_changed(place):
+        found = taken(place)
+        manifest = json.loads(before["manifest.json"]) | {"verdict": "met"}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        for name in ("measurements.json", "reference.npz", "SHA256SUMS"):
+            (folder / name).write_bytes(b"else")
+        return found
+
+    monkeypatch.setattr(evidence, "taken", then_changed)
+    if to == "oci":
+        found = evidence.taken(folder)
+        files = oci._files(found, of(found))
+        assert files == {f"quick/{name}": data for name, data in before.items()}
+    else:
+        shipped = ship(folder, to, tmp_path / "models", even_if="missed")
+        assert shipped.verdict == "missed"
+        assert evidence.verified(tmp_path / "models" / "tiny" / "1") == ()
+        kept = tmp_path / "models" / "tiny" / "1" / "reference.npz"
+        assert kept.read_bytes() == before["reference.npz"]
+
+
+def test_a_model_that_is_changed_after_it_was_checked_is_not_shipped(finished, tmp_path, monkeypatch):
+    folder = artifact_from(finished[0], tmp_path / "quick")
+    other = artifact_from(finished[0], tmp_path / "other", bias=1.0)
+    taken = evidence.taken
+
+    def then_changed(place):
+        found = taken(place)
+        shutil.copyfile(other / "model.onnx", folder / "model.onnx")
+        return found
+
+    monkeypatch.setattr(evidence, "taken", then_changed)
+    code, _, err = attar_ship(folder, tmp_path / "models", "--to", "triton")
+    assert (code, "model.onnx: was changed while it was being shipped" in err) == (2, True), err
+    assert not (tmp_path / "models").exists()
+
+
 def test_words_that_fit_nothing_are_told(met, tmp_path):
     for words, said in (
         (("--to", "tritn"), "did you mean 'triton'?"),
         (("--to", "mlserver", "--load", "http://127.0.0.1:1"), "--load: mlserver takes no request to load a model"),
         (("--to", "mlflow", "--load", "http://127.0.0.1:1"), "--load: means nothing to mlflow, which is a registry"),
-        (("--to", "oci", "--name", "other"), "--name: means nothing to oci"),
+        (("--to", "oci", "--name", "other"), "--name: means nothing to oci, where HOST/NAME:TAG names the model"),
         (("--to", "mlflow", "--max-batch", "4"), "--max-batch: means nothing to mlflow"),
-        (("--to", "triton", "--insecure"), "--insecure: means nothing to triton"),
+        (("--to", "triton", "--insecure"), "--insecure: means nothing to triton, which is no OCI registry"),
+        (("--to", "mlflow", "--insecure"), "--insecure: means nothing to mlflow, which is no OCI registry"),
         (("--to", "triton", "--load", "grpc://127.0.0.1:8001"), "models are loaded over HTTP"),
         (("--to", "triton", "--load", "127.0.0.1:8000"), "must begin with http://"),
         (("--to", "triton", "--name", "../up"), "--name: '../up' must be letters"),

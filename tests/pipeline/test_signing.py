@@ -1,5 +1,6 @@
 """Signatures by model-signing: made, verified, and not fooled."""
 
+import base64
 import hashlib
 import json
 import random
@@ -13,6 +14,7 @@ from shipping import attar_ship
 
 from pipeline import evidence, signing
 from targets.errors import InputError
+from targets.sha256sums import render
 
 pytest.importorskip("model_signing", reason="pip install 'attar[sign]'")
 
@@ -72,10 +74,35 @@ def test_a_moved_folder_stays_signed(signed, keys):
 def test_a_signature_travels_to_a_published_version_and_says_what_it_does_not_cover(signed, keys, tmp_path):
     code, _, err = attar_ship(signed, tmp_path / "models", "--to", "mlserver")
     assert code == 0, err
+    told = "the artifact's signature does not cover attar_runtime.py, model-settings.json, which the server runs by"
+    assert told in err
     version = tmp_path / "models" / "tiny" / "1"
     code, out, err = attar("verify", version, "--key", keys / "ours.pub.pem", "--json")
-    assert (code, json.loads(out)["signature"]) == (0, "valid"), err
-    assert "does not cover LAYOUT.SHA256SUMS, attar_runtime.py, model-settings.json; this does:" in err
+    found = json.loads(out)
+    assert (code, found["holds"], found["signature"]) == (1, False, "invalid"), err
+    assert [(fault["file"], fault["what"]) for fault in found["faults"]] == [
+        (str(version / name), "is not covered by the signature")
+        for name in ("LAYOUT.SHA256SUMS", "attar_runtime.py", "model-settings.json")
+    ]
+    assert f"once you trust it: attar sign {version} --key KEY" in err
+    assert attar("verify", version)[0] == 0, "by digests alone it holds"
+    code, _, err = attar("sign", version, "--key", keys / "ours.pem")
+    assert code == 0, err
+    code, _, err = attar("verify", version, "--key", keys / "ours.pub.pem")
+    assert code == 0, err
+    (version / evidence.SIGNATURE).write_bytes((signed / evidence.SIGNATURE).read_bytes())
+    code, _, err = attar("verify", version, "--key", keys / "ours.pub.pem")
+    assert (code, "attar_runtime.py: is not covered by the signature" in err) == (1, True), err
+    code, _, err = attar_ship(signed, tmp_path / "others", "--to", "triton")
+    assert (code, "signature does not cover" in err) == (0, False), err
+    code, out, err = attar("verify", tmp_path / "others" / "tiny", "--key", keys / "ours.pub.pem", "--json")
+    found = json.loads(out)
+    assert (code, found["signature"]) == (0, "valid"), err
+    assert found["uncovered"] == sorted(
+        path.relative_to(tmp_path / "others" / "tiny").as_posix()
+        for path in (tmp_path / "others" / "tiny").rglob("*")
+        if path.is_file() and path.parent.name != "1"
+    )
     (version / "more.py").write_text("")
     code, _, err = attar("verify", version, "--key", keys / "ours.pub.pem")
     assert (code, "more.py: is in no list" in err) == (1, True), err
@@ -86,12 +113,14 @@ def test_a_published_version_that_is_signed_is_signed_with_what_the_server_wante
     assert code == 0, err
     version, runtime = tmp_path / "models" / "tiny" / "1", tmp_path / "models" / "tiny" / "1" / "attar_runtime.py"
     (version / "__pycache__").mkdir()
-    (version / "__pycache__" / "attar_runtime.cpython-311.pyc").write_bytes(b"one")
+    (version / "__pycache__" / "attar_runtime.cpython-311.pyc").write_bytes(b"by the server's Python")
     assert attar("sign", version, "--key", keys / "ours.pem")[0] == 0
-    (version / "__pycache__" / "attar_runtime.cpython-311.pyc").write_bytes(b"another, by the server's Python")
     code, _, err = attar("verify", tmp_path / "models" / "tiny", "--key", keys / "ours.pub.pem")
-    assert (code, "does not cover" in err) == (0, False), err
-    assert "what its versions share is covered by no signature" in err
+    assert (code, "__pycache__: is not covered by the signature, and Python may run" in err) == (1, True), err
+    shutil.rmtree(version / "__pycache__")
+    code, _, err = attar("verify", tmp_path / "models" / "tiny", "--key", keys / "ours.pub.pem")
+    assert code == 0, err
+    assert "what its versions share is covered by digests alone, by no signature: LAYOUT.SHA256SUMS, client.py" in err
     good, listing = runtime.read_bytes(), (version / evidence.LAYOUT).read_bytes()
     runtime.write_bytes(good + b"# and more")
     old, new = (hashlib.sha256(data).hexdigest().encode() for data in (good, good + b"# and more"))
@@ -107,6 +136,65 @@ def test_a_published_version_that_is_signed_is_signed_with_what_the_server_wante
     names = {path.name for path in (tmp_path / "others" / "tiny" / "1").iterdir()}
     assert names == {path.name for path in artifact.iterdir()}, "the artifact alone: the signature was of more"
     assert evidence.verified(tmp_path / "others" / "tiny" / "1") == ()
+
+
+def test_code_beside_a_signed_artifact_is_not_taken_for_signed(signed, keys):
+    (signed / "attar_runtime.py").write_text("import os")
+    (signed / evidence.LAYOUT).write_bytes(render({"attar_runtime.py": b"import os"}))
+    assert evidence.verified(signed) == (), "digests alone do not show it"
+    code, out, err = attar("verify", signed, "--key", keys / "ours.pub.pem", "--json")
+    found = json.loads(out)
+    assert (code, found["holds"], found["signature"]) == (1, False, "invalid"), err
+    assert "attar_runtime.py: is not covered by the signature" in err
+
+
+def test_nothing_that_is_not_signed_passes_by_a_key(artifact, keys, tmp_path):
+    assert attar_ship(artifact, tmp_path / "models", "--to", "mlserver")[0] == 0
+    model = tmp_path / "models" / "tiny"
+    version, key = model / "1", keys / "ours.pub.pem"
+    attar("sign", version, "--key", keys / "ours.pem")
+    genuine = shutil.copytree(version, tmp_path / "genuine")
+    evil = shutil.copytree(version, tmp_path / "evil")
+    for name in (evidence.MANIFEST, evidence.SUMS, evidence.SIGNATURE):
+        (evil / name).unlink()
+    (evil / "attar_runtime.py").write_text("import os")
+    for inside in ((), ("1",)):
+        for name in inside:
+            genuine.rename(evil / name)
+        (evil / evidence.LAYOUT).unlink()
+        files = {path.name: path.read_bytes() for path in evil.iterdir() if path.is_file()}
+        (evil / evidence.LAYOUT).write_bytes(render(files))
+        assert attar("verify", evil, "--key", key)[0] != 0
+        (evil / evidence.MODEL).rename(evil / "renamed.onnx")
+        (evil / evidence.LAYOUT).write_bytes(render({**files, "renamed.onnx": files[evidence.MODEL]}))
+        assert attar("verify", evil, "--key", key)[0] != 0
+        (evil / "renamed.onnx").rename(evil / evidence.MODEL)
+    shutil.rmtree(version)
+    code, out, err = attar("verify", model, "--key", key, "--json")
+    assert (code, json.loads(out)["signature"], "holds no version of it" in err) == (1, "invalid", True), err
+    assert attar("verify", model, "--key", keys / "none.pem")[0] == 2, "a key that is missing is told first"
+    (tmp_path / "link").symlink_to(artifact)
+    assert attar("verify", tmp_path / "link", "--key", key)[0] == 1
+
+
+@pytest.mark.parametrize("name", [evidence.LAYOUT, evidence.SUMS, evidence.MANIFEST])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_damaged_list_hides_no_other_fault_from_a_key(signed, keys, tmp_path, name, again):
+    assert attar_ship(signed, tmp_path / "models", "--to", "mlserver")[0] == 0
+    model = tmp_path / "models" / "tiny"
+    if again:
+        signing.sign(model / "1", keys / "ours.pem")
+    (model / "1" / name).write_text("x")
+    (model / "client.py").write_text("")
+    for folder in (model, model / "1"):
+        code, out, err = attar("verify", folder, "--key", keys / "ours.pub.pem", "--json")
+        found = json.loads(out)
+        assert (code, found["signature"]) == (1, "invalid"), err
+        about = [(fault["file"].removeprefix(f"{model}/"), fault["what"]) for fault in found["faults"]]
+        assert len(set(about)) == len(about)
+        wrong = {f"1/{name}", "1/model.sig"} if again or name != evidence.LAYOUT else {f"1/{name}"}
+        assert wrong <= {file for file, _ in about}
+        assert (folder == model) == ("client.py" in {file for file, _ in about})
 
 
 def test_a_signature_over_the_layouts_list_alone_is_not_enough(artifact, keys, tmp_path):
@@ -146,6 +234,19 @@ def test_a_flipped_bit_of_the_signature_is_found(signed, keys):
         assert signing.unsigned(signed, keys / "ours.pub.pem"), f"byte {at}"
     path.write_bytes(good)
     assert signing.unsigned(signed, keys / "ours.pub.pem") == ()
+
+
+def test_a_signature_of_another_form_is_damaged(signed, keys):
+    path = signed / evidence.SIGNATURE
+    good = json.loads(path.read_bytes())
+    deep, odd = json.loads(json.dumps(good)), json.loads(json.dumps(good))
+    deep["dsseEnvelope"]["payload"] = base64.b64encode(b"[" * 100_000).decode()
+    odd["verificationMaterial"]["publicKey"]["hint"] = "\ud800"
+    for text in ("[" * 100_000, *(json.dumps(each, separators=(",", ":"), ensure_ascii=False) for each in (deep, odd))):
+        path.write_bytes(text.encode(errors="surrogatepass"))
+        (fault,) = signing.unsigned(signed, keys / "ours.pub.pem")
+        assert "is damaged" in fault.what or "does not hold" in fault.what
+        assert signing.named(path.read_bytes()) == frozenset()
 
 
 def test_what_was_changed_and_got_new_digests_is_still_found(signed, keys):

@@ -1,6 +1,8 @@
 """Where a version is wrong once it serves, it does not go on serving, whatever else fails."""
 
-from types import SimpleNamespace
+import threading
+import time
+from dataclasses import replace
 
 import numpy as np
 import oip_server
@@ -10,8 +12,12 @@ import pytest
 from pipeline import takeover
 from targets import artifact
 from targets.errors import DeviceError, InputError
-from targets.servers.publish import publish
+from targets.servers import control as controls
+from targets.servers.control import Control
+from targets.servers.disk import alone
+from targets.servers.publish import changes, place, publish
 from targets.servers.shipment import Layout, Shipment
+from targets.servers.undo import noted
 from targets.target import Target
 from targets.testing import tiny_onnx
 
@@ -29,34 +35,52 @@ def test_a_fixed_batch_larger_than_the_sample_is_proven(tmp_path):
     ours, layout = made(tmp_path / "model.onnx", batch=4)
     oip = oip_server.Oip(tmp_path / "model.onnx")
     with oip_server.http(oip) as place:
-        control = SimpleNamespace(url=f"http://{place}")
+        control = Control(f"http://{place}")
         assert takeover._prove(ours, layout, control, "tiny", "1").verdict == "equal"
         oip.spoil = lambda y: y + 1
         with pytest.raises(DeviceError, match="does not answer as the artifact did"):
             takeover._prove(ours, layout, control, "tiny", "1")
 
 
+def test_a_server_that_dies_while_it_owes_an_answer_to_the_sample_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(controls, "_STEP_S", 0.01)
+    ours, layout = made(tmp_path / "model.onnx")
+    oip, over = oip_server.Oip(tmp_path / "model.onnx"), threading.Event()
+
+    def never(answer):
+        over.wait(30)
+        return answer
+
+    oip.spoil = never
+    with oip_server.http(oip) as there:
+        control = Control("http://127.0.0.1:9")  # where nobody says that he lives
+        control.url = f"http://{there}"
+        start = time.monotonic()
+        try:
+            with pytest.raises(DeviceError, match="stopped answering while an answer of tiny version 1 was awaited"):
+                takeover._prove(ours, layout, control, "tiny", "1")
+            assert time.monotonic() - start < 20
+        finally:
+            over.set()
+
+
 class Served:
-    """The control of a server that loads whatever it is told to."""
+    """The control of a server that loads the newest version that lies there, when it is told to."""
 
     url = "http://127.0.0.1:9"
 
     def __init__(self, dest):
-        self.dest, self.asked = dest, []
-
-    def index(self):
-        return ()
+        self.dest, self.asked, self.serves = dest, [], {}
 
     def serving(self, name):
-        return () if not self.asked or self.asked[-1].startswith("unload") else (self.newest(name),)
-
-    def newest(self, name):
-        return max(int(path.name) for path in (self.dest / name).iterdir() if path.name.isdigit())
+        return (self.serves[name],) if name in self.serves else ()
 
     def load(self, name):
-        self.asked.append(f"load {name} {self.newest(name)}")
+        self.serves[name] = max(int(path.name) for path in (self.dest / name).iterdir() if path.name.isdigit())
+        self.asked.append(f"load {name} {self.serves[name]}")
 
     def unload(self, name):
+        self.serves.pop(name, None)
         self.asked.append(f"unload {name}")
 
 
@@ -82,7 +106,7 @@ def run(tmp_path):
         dest, said = tmp_path / "models", []
         publish(layout, dest, "tiny")
         control = Served(dest)
-        control.asked.append("load tiny 1")
+        control.load("tiny")
         with pytest.raises(kind) as caught:
             takeover.proven(ours, layout, layout, ".attar-candidate-tiny", dest, control, said.append)
         asked = [each for each in control.asked if "candidate" not in each]
@@ -129,11 +153,12 @@ def test_what_a_kill_left_unproven_is_taken_away_first(tmp_path, monkeypatch):
     dest, said = tmp_path / "models", []
     publish(layout, dest, "tiny")
     control = Served(dest)
+    control.load("tiny")
     killed = []
 
     def prove(ours, layout, control, name, version):
         if name == "tiny" and not killed:
-            killed.append((dest / "tiny" / version / takeover.UNPROVEN).read_bytes())
+            killed.append(version)
             monkeypatch.setattr(takeover, "_undone", lambda *_: "")  # as a kill: nothing is put right
             raise KeyboardInterrupt
 
@@ -146,8 +171,109 @@ def test_what_a_kill_left_unproven_is_taken_away_first(tmp_path, monkeypatch):
     into, _, before = takeover.proven(ours, layout, layout, ".attar-candidate-tiny", dest, control, said.append)
     assert "version 2 was taken away again: version 1 serves" in said
     assert (into.name, before) == ("2", 1)
-    assert [each for each in control.asked if "candidate" not in each] == ["load tiny 2", "load tiny 1", "load tiny 2"]
+    asked = [each for each in control.asked if "candidate" not in each]
+    assert asked == ["load tiny 1", "load tiny 2", "load tiny 1", "load tiny 2"]
     assert not list(dest.rglob(".attar*"))
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def left(tmp_path, monkeypatch):
+    """What a killed takeover leaves: control, repository, a call for the next one, what lay there before, a layout."""
+    ours, layout = made(tmp_path / "model.onnx")
+    dest, said = tmp_path / "models", []
+    publish(replace(layout, shared={"config.pbtxt": b"one", "empty.txt": b""}), dest, "tiny")
+    before = files(dest)
+    control = Served(dest)
+    control.load("tiny")
+    second = replace(layout, shared={"config.pbtxt": b"two", "labels.txt": b"two", "empty.txt": b"two"})
+    with alone(dest):
+        undo = changes(second, dest, "tiny")
+        place(replace(second, version={**layout.version, takeover.UNPROVEN: noted(undo, dest)}), dest, "tiny")
+    monkeypatch.setattr(takeover, "_prove", lambda *_: (_ for _ in ()).throw(DeviceError("answers otherwise")))
+
+    def again(kind=DeviceError):
+        control.asked.clear()
+        with pytest.raises(kind) as caught:
+            takeover.proven(ours, layout, layout, ".attar-candidate-tiny", dest, control, said.append)
+        return [each for each in control.asked if "candidate" not in each], "\n".join(said), str(caught.value)
+
+    return control, dest, again, before, layout
+
+
+@pytest.mark.parametrize("serves", [1, 2])
+def test_what_a_killed_takeover_changed_is_put_back(left, serves):
+    control, dest, again, before, _ = left
+    control.serves["tiny"] = serves
+    asked, said, error = again()
+    assert files(dest) == before
+    assert asked == ["load tiny 1"]
+    assert "version 2 was taken away again: version 1 serves" in said
+    assert "it was not published: version 1 serves" in error
+
+
+def test_a_model_that_was_not_served_is_not_served_once_it_is_cleared(left):
+    control, dest, again, before, _ = left
+    control.unload("tiny")
+    asked, said, _ = again()
+    assert files(dest) == before
+    assert asked == []
+    assert "version 2 was taken away again: nothing of it is served" in said
+
+
+@pytest.mark.parametrize("serves", [1, 2])
+def test_a_version_that_nobody_had_loaded_is_not_loaded_when_a_killed_takeover_is_cleared(left, serves):
+    control, dest, again, _, layout = left
+    publish(layout, dest, "tiny")
+    control.serves["tiny"] = serves
+    before = files(dest)
+    asked, said, error = again(InputError)
+    assert (asked, said, files(dest)) == ([], "", before)
+    assert (
+        "version 3 lies there and is not what serves, which is 1: the server would load 3 if the new one fai" in error
+    )
+    control.load("tiny")
+    assert again()[0] == ["load tiny 3"]
+
+
+@pytest.mark.parametrize(
+    "note", [b"", b"{}", b"[1]", b'[["../up", null, ""]]', b'[["a\\u0000", null, ""]]', b"[" * 10**5]
+)
+def test_a_mark_that_is_none_is_told(left, note):
+    _, dest, again, *_ = left
+    (dest / "tiny" / "2" / takeover.UNPROVEN).write_bytes(note)
+    before = files(dest)
+    asked, said, error = again(InputError)
+    assert (asked, said, files(dest)) == ([], "", before)
+    assert "2/.attar-unproven: is not as attar wrote it" in error
+    assert "by hand, and load the model again" in error
+
+
+def test_a_version_that_lies_there_and_does_not_serve_is_never_loaded_by_accident(tmp_path):
+    ours, layout = made(tmp_path / "model.onnx")
+    dest, said = tmp_path / "models", []
+    control = Served(dest)
+    publish(layout, dest, "tiny")
+    control.load("tiny")
+    publish(layout, dest, "tiny")
+    before = files(dest)
+    with pytest.raises(
+        InputError, match=r"version 2 lies there and is not what serves, which is 1: .*\n.*take 2 away, or"
+    ):
+        takeover.proven(ours, layout, layout, ".attar-candidate-tiny", dest, control, said.append)
+    assert (control.asked, files(dest)) == (["load tiny 1"], before)
+
+
+def test_a_server_that_serves_the_model_from_another_folder_is_told_before_anything_is_written(tmp_path):
+    ours, layout = made(tmp_path / "model.onnx")
+    control = Served(tmp_path / "there")
+    control.serves["tiny"] = 3
+    with pytest.raises(InputError, match=r"holds no version, and version 3 serves: does that server read .*elsewhere"):
+        takeover.proven(ours, layout, layout, ".attar-candidate-tiny", tmp_path / "elsewhere", control, print)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_an_interruption_just_after_it_was_published_leaves_nothing(run, monkeypatch):

@@ -70,8 +70,18 @@ def shipped(artifacts, tmp_path):
     return repository, lambda name, http: (artifacts[name], repository, "--to", "triton", "--load", f"http://{http}")
 
 
-@pytest.mark.parametrize("what", [f"load {TRIAL}", f"load {TAKEOVER}"])
-def test_a_server_that_dies_ends_the_command(what, artifacts, shipped, held):
+LOADING = "stopped answering while /v2/repository/models/{}/load was awaited"
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (f"load {TRIAL}", LOADING.format(".attar-candidate-tiny")),
+        (f"load {TAKEOVER}", LOADING.format("tiny")),
+        (f"answer {TRIAL}", "/v2/models/.attar-candidate-tiny/versions/1: "),  # told at once, in either of two ways
+    ],
+)
+def test_a_server_that_dies_ends_the_command(what, said, artifacts, shipped, held):
     repository, words = shipped
     lost = []
     with triton(repository, explicit=True, hold=held.folder) as server:
@@ -92,7 +102,7 @@ def test_a_server_that_dies_ends_the_command(what, artifacts, shipped, held):
     assert code == 3
     assert "Traceback" not in err
     assert "the server does not answer any more; version 1 is what it would load" in err
-    assert f"stopped answering while /v2/repository/models/{what[5:-2]}/load was awaited" in err
+    assert said in err
     assert took < 15
     assert lies(repository) == (["1"], [])
     assert (repository / "tiny" / "config.pbtxt").read_bytes() == before
@@ -107,8 +117,10 @@ def test_a_command_that_is_killed_leaves_what_the_next_one_puts_right(what, arti
     with triton(repository, explicit=True, hold=held.folder) as server:
         control = Control(f"http://{server.http}")
         assert attar_ship(*words("first", server.http))[0] == 0
+        before = (repository / "tiny" / "config.pbtxt").read_bytes()
         with held(what) as waits:
-            process = attar_started("ship", *words("second", server.http), cwd=repository.parent)
+            command = ("ship", *words("second", server.http), "--max-batch", "4")
+            process = attar_started(*command, cwd=repository.parent)
             try:
                 waits()
             finally:
@@ -119,10 +131,15 @@ def test_a_command_that_is_killed_leaves_what_the_next_one_puts_right(what, arti
                 assert np.array_equal(asked(server.http, artifacts["first"]), answered(artifacts["first"]))
             left = ([".attar-candidate-tiny"], ["1"]) if TRIAL in what else ([".attar-unproven"], ["1", "2"])
             assert lies(repository) == (left[1], [*left[0], ".attar.lock"])
-        code, _, err = attar_ship(*words("second", server.http))
-        assert code == 0, err
+        code, _, err = attar_ship(*words("wrong", server.http))
+        assert (code, "it was not published: version 1 serves" in err) == (3, True), err
         assert ("version 2 was never proven: its `attar ship --load` was killed" in err) == (TAKEOVER in what)
         assert ("version 2 was taken away again: version 1 serves" in err) == (TAKEOVER in what)
+        assert lies(repository) == (["1"], [])
+        assert (repository / "tiny" / "config.pbtxt").read_bytes() == before
+        assert np.array_equal(asked(server.http, artifacts["first"]), answered(artifacts["first"]))
+        code, _, err = attar_ship(*words("second", server.http))
+        assert code == 0, err
         assert control.serving("tiny") == (2,)
         assert np.array_equal(asked(server.http, artifacts["second"]), answered(artifacts["second"]))
         assert lies(repository) == (["1", "2"], [])

@@ -1,8 +1,10 @@
 """`attar ship --load` on a real Triton: a version serves once it is proven there, and the old one serves until then."""
 
 import json
+import re
 import threading
 import time
+import urllib.request
 from contextlib import closing
 
 import numpy as np
@@ -121,6 +123,29 @@ def test_a_version_that_answers_otherwise_once_it_serves_is_taken_back(artifacts
         assert np.array_equal(_says(server)(inputs), answers(first, inputs))
         assert (repository / "tiny" / "config.pbtxt").read_bytes() == before
     assert not [name for name in _visible(repository / "tiny") if name == "2" or name.startswith(".")]
+
+
+@pytest.mark.server
+def test_a_version_that_nobody_had_loaded_does_not_come_to_serve_by_accident(artifacts, tmp_path):
+    repository = tmp_path / "models"
+    repository.mkdir()
+    first, second = artifacts["first"], artifacts["second"]
+    inputs = _sample(first)
+    with triton(repository, explicit=True, disturb="tiny:3") as server:
+        url = f"http://{server.http}"
+        load = ("--to", "triton", "--load", url)
+        assert attar_ship(first, repository, *load)[0] == 0
+        assert attar_ship(second, repository, "--to", "triton")[0] == 0
+        code, _, err = attar_ship(second, repository, *load)
+        assert (code, "version 2 lies there and is not what serves, which is 1" in err) == (2, True), err
+        assert np.array_equal(_says(server)(inputs), answers(first, inputs))
+        assert _visible(repository) == ["tiny"]
+        (address,) = re.findall("`curl -X POST (.*)`", err)
+        with urllib.request.urlopen(urllib.request.Request(address, method="POST"), timeout=60) as answer:
+            assert answer.status == 200
+        code, _, err = attar_ship(first, repository, *load)
+        assert (code, "version 3 was taken away again: version 2 serves" in err) == (3, True), err
+        assert np.array_equal(_says(server)(inputs), answers(second, inputs))
 
 
 @pytest.mark.server

@@ -111,6 +111,14 @@ def test_a_negative_size_is_an_open_one(net):
     assert load(_with(net, change)).inputs == (Value("x", ("?", 3, 4, 4), "float32"),)
 
 
+def test_an_element_type_of_the_future(net):
+    def change(model):
+        model.graph.input[0].type.tensor_type.elem_type = 99
+
+    with refused(_with(net, change), "has 'x' of the element type 99, which .* onnx does not know\n   help: export it"):
+        load(net, batched=False)
+
+
 def test_what_is_no_number_is_called_by_its_name(tmp_path):
     text = helper.make_tensor_value_info("t", TensorProto.STRING, ["n"])
     parts = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, ["n"])

@@ -16,6 +16,11 @@ def test_what_is_written_is_read():
     assert parsed(b"") == {}
 
 
+def test_contents_are_listed_by_their_digest():
+    digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+    assert render({"a": b"hello", "b": ZERO}).decode() == f"{digest}  a\n{ZERO}  b\n"
+
+
 @pytest.mark.parametrize("name", ["a\nb", "a\\b", "a\0b", "a\x1b[2J", "", ".", "..", "a\ud800"])
 def test_names_that_the_format_would_escape_are_refused(name):
     for deep, file in ((False, name), (True, name), (True, f"below/{name}"), (True, f"{name}/file")):

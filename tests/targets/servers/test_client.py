@@ -1,6 +1,7 @@
 """The client that travels beside an artifact: run as a newcomer would, and its preprocessing beside attar's own."""
 
 import ast
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -104,6 +105,89 @@ def test_a_network_that_learned_from_grey_arrays_takes_grey_files(tmp_path):
     np.testing.assert_array_equal(ours, theirs)
 
 
+def told_of(shipment, source="digits", **changes):
+    """The shipment with a manifest that tells of a source of data."""
+    return replace(shipment, papers={"manifest.json": json.dumps({"data": {"source": source}}).encode()}, **changes)
+
+
+def test_a_files_white_becomes_that_of_training(tmp_path):
+    """Digits, 0 to 16, saved as any picture is."""
+    from sklearn.datasets import load_digits
+
+    shipment = told_of(shipment_of(tmp_path / "m.onnx", Preprocessing(divide_by=16.0), (1, 8, 8)))
+    text = source(shipment, TRITON).decode()
+    assert "raw values from 0 to 16, as in training. An image file's 255 becomes 16." in text
+    prepared = prepared_by(text)
+    for image in load_digits().images[:9]:
+        np.save(tmp_path / "raw.npy", image)
+        Image.fromarray(np.round(image * 255 / 16).astype(np.uint8)).save(tmp_path / "file.png")
+        raw, file = (prepared(str(tmp_path / name)) for name in ("raw.npy", "file.png"))
+        np.testing.assert_allclose(file, raw, atol=0.5 / 255 + 1e-6)
+    tensors = told_of(shipment_of(tmp_path / "m.onnx", Preprocessing(divide_by=1.0), (1, 8, 8)), "a.b:load")
+    file = np.asarray(Image.open(tmp_path / "file.png"))
+    theirs = prepared_by(source(tensors, TRITON).decode())(str(tmp_path / "file.png"))
+    np.testing.assert_array_equal(theirs[0, 0], file.astype(np.float32) / np.float32(255))  # as torchvision does it
+
+
+@pytest.mark.parametrize("divide_by", [1.0, 127.5, 256.0])
+def test_a_network_that_learned_from_files_gets_them_as_it_did(tmp_path, divide_by):
+    image = Image.fromarray(np.random.default_rng(6).integers(0, 256, (16, 16, 3), np.uint8))
+    image.save(tmp_path / "file.png")
+    preprocessing = Preprocessing(image_size=12, channels=3, divide_by=divide_by, mean=(0.4,), std=(0.3,))
+    spec = DataSpec(source="images/flowers", image_size=12, channels=3, divide_by=divide_by)
+    example = _example(decode(tmp_path / "file.png"), spec, "test")
+    ours = Split(example[None], np.zeros(1, np.int64), preprocessing).inputs()
+    shipment = told_of(shipment_of(tmp_path / "m.onnx", preprocessing, (3, 12, 12)), spec.source, sample=ours)
+    text = source(shipment, TRITON).decode()
+    assert "raw values from 0 to 255, as in training." in text
+    np.testing.assert_array_equal(prepared_by(text)(str(tmp_path / "file.png")), ours)
+
+
+@pytest.mark.parametrize(
+    ("divide_by", "sample"),
+    [
+        (1.0, np.full((1, 3, 4, 4), -0.1)),
+        (1.0, np.full((1, 3, 4, 4), 255.0)),
+        (16.0, np.full((1, 3, 4, 4), 1.2)),
+        (1.0, np.zeros((0, 3, 4, 4))),
+    ],
+)
+def test_files_are_refused_where_white_is_not_known(tmp_path, divide_by, sample):
+    shipment = shipment_of(tmp_path / "m.onnx", Preprocessing(divide_by=divide_by), (3, 4, 4))
+    text = source(told_of(shipment, "x.npz", sample=sample.astype(np.float32)), TRITON).decode()
+    assert "Image files are refused" in text
+    assert "PIL" not in text
+    prepared = prepared_by(text)
+    with pytest.raises(ValueError, match="image files are refused: give raw values"):
+        prepared("file.png")
+    np.save(tmp_path / "raw.npy", raw := np.full((4, 4, 3), 300.0))
+    np.testing.assert_array_equal(prepared(str(tmp_path / "raw.npy")), raw.transpose(2, 0, 1)[None] / divide_by)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (np.zeros((1, 8, 8, 1)), r"its shape is \(1, 8, 8, 1\), and must be \(height, width\[, 1 to 4 channels\]\)"),
+        (np.zeros(64), r"its shape is \(64,\), and must be"),
+        (np.zeros((3, 8, 8)), r"its shape is \(3, 8, 8\), and must be"),
+        (np.full((8, 8), 255, np.uint8), "it holds 255 to 255, and must hold 0 to 16"),
+        (np.full((8, 8), -1.0), r"it holds -1\.0 to -1\.0, and must hold 0 to 16"),
+        (np.full((8, 8), np.nan), "it holds nan to nan"),
+    ],
+)
+def test_an_array_that_is_no_raw_image_is_refused(tmp_path, raw, said):
+    np.save(tmp_path / "raw.npy", raw)
+    prepared = prepared_by(client_of(tmp_path, Preprocessing(divide_by=16.0, image_size=8, channels=3), (3, 8, 8)))
+    with pytest.raises(ValueError, match=said):
+        prepared(str(tmp_path / "raw.npy"))
+
+
+def test_a_file_of_16_bits_is_refused_as_in_training(tmp_path):
+    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"it has more than 8 bits per channel \(mode I;16\)"):
+        prepared_by(client_of(tmp_path, Preprocessing(), (3, 4, 4)))(str(tmp_path / "deep.png"))
+
+
 def test_what_is_no_image_is_prepared_too(tmp_path):
     row = np.random.default_rng(3).standard_normal(7)
     np.save(tmp_path / "row.npy", row)
@@ -139,9 +223,14 @@ def test_a_newcomer_runs_it(tmp_path, layout, binary):
         other = run(tmp_path, "image.png", place, "other")
         assert other.code == 1
         assert other.err == f"{place} gave no answer of 'other': [404] no /v2/models/other/infer here\n"
+    usage = "    python client.py EXAMPLE [HOST:PORT [MODEL]]\n"
     told = run(tmp_path)
-    assert told.code == 1
-    assert "python client.py EXAMPLE [HOST:PORT [MODEL]]" in told.err
+    assert (told.code, told.out) == (1, "")
+    assert usage in told.err
+    told = run(tmp_path, "--help")
+    assert (told.code, told.err) == (0, "")
+    assert usage in told.out
+    assert max(map(len, told.out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -177,7 +266,7 @@ def test_it_is_short(tmp_path, layout):
     tree = ast.parse(text)
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
     asking = text.splitlines()[function.end_lineno :]
-    assert len([line for line in asking if line.strip()]) <= 18
+    assert len([line for line in asking if line.strip()]) <= 21
     assert max(map(len, text.splitlines())) <= 120
 
 

@@ -1,7 +1,10 @@
 """Triton's model control, and servers that answer something else. The real one is in tests/servers/test_reload.py."""
 
 import socket
+import ssl
+import subprocess
 import threading
+import time
 from contextlib import contextmanager, suppress
 
 import oip_server
@@ -35,7 +38,14 @@ def test_an_index_of_another_shape_is_one_clear_fault(oip, found):
         oip_server.http(oip) as place,
         pytest.raises(DeviceError, match="no model control there\n   help: give the HTTP"),
     ):
-        Control(f"http://{place}").index()
+        Control(f"http://{place}").serving("a")
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(oip, monkeypatch):
+    monkeypatch.setattr(control, "_MOST", 2**20)
+    oip.instead = {INDEX: (200, b" " * (2**20 + 1))}
+    with oip_server.http(oip) as place, pytest.raises(DeviceError, match="answered more than 1 MB to /v2/repository/"):
+        Control(f"http://{place}").serving("a")
 
 
 def test_grpc_is_refused():
@@ -51,20 +61,24 @@ LIVE, LATE, MUTE = (
 
 
 @contextmanager
-def owing(says):
+def owing(says, tls=None):
     """The address of a server that owes an answer. To whether it lives it says each of `says` in turn: b"" is nothing,
     while it holds the connection; None is its end, while the connection that waits is held, as children would; LATE is
-    the answer that was owed."""
+    the answer that was owed. With the context `tls` it speaks TLS."""
     listening = socket.create_server(("127.0.0.1", 0))
     held = []
 
+    def accept():
+        taken = listening.accept()[0]
+        held.append(tls.wrap_socket(taken, server_side=True) if tls else taken)
+
     def serve():
         with suppress(OSError), listening:
-            held.append(listening.accept()[0])
+            accept()
             for said in says:
                 if said is None:
                     break
-                held.append(listening.accept()[0])
+                accept()
                 (held[0] if said is LATE else held[-1]).sendall(said)
 
     thread = threading.Thread(target=serve)
@@ -104,6 +118,65 @@ def test_one_that_lives_is_waited_for(says, impatient):
 def test_it_is_not_waited_for_without_end(impatient):
     with (
         owing([LIVE] * 9) as place,
-        pytest.raises(DeviceError, match=r"did not answer: nothing within 0.03 s"),
+        pytest.raises(DeviceError, match=r"did not answer: nothing whole within 0.03 s"),
     ):
         Control(f"http://{place}", timeout_s=0.03).load("tiny")
+
+
+def test_an_answer_that_drips_is_not_waited_for_without_end(impatient):
+    over = threading.Event()
+
+    def drip():
+        with suppress(OSError), listening.accept()[0] as wire:
+            wire.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n")
+            for _ in range(200):
+                if over.wait(0.02):
+                    break
+                wire.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            with pytest.raises(DeviceError, match=r"did not answer: nothing whole within 0.1 s"):
+                Control(url, timeout_s=0.1).load("tiny")
+        finally:
+            over.set()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """A server's side of TLS, and the certificate by which it is known."""
+    folder = tmp_path_factory.mktemp("tls")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=here -days 2 -addext"
+    command = (*command.split(), "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate)
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context, str(certificate)
+
+
+@pytest.mark.parametrize("says", [[None], [LIVE, LIVE, None]])
+def test_one_that_dies_is_not_waited_for_over_tls_either(says, tls, monkeypatch):
+    monkeypatch.setattr(control, "_STEP_S", 0.01)
+    monkeypatch.setenv("SSL_CERT_FILE", tls[1])
+    start = time.monotonic()
+    with owing(says, tls[0]) as place, pytest.raises(DeviceError, match=r"stopped answering while /v2/.*/tiny/load"):
+        Control(f"https://{place}", timeout_s=20).load("tiny")
+    assert time.monotonic() - start < 15
+
+
+def test_one_that_lives_is_waited_for_over_tls_too(tls, monkeypatch):
+    monkeypatch.setattr(control, "_STEP_S", 0.01)
+    monkeypatch.setattr(control, "_HEALTH_S", 0.5)
+    monkeypatch.setenv("SSL_CERT_FILE", tls[1])
+    with owing([LIVE, LIVE, LIVE, LATE], tls[0]) as place:
+        Control(f"https://{place}", timeout_s=20).load("tiny")
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(tls):
+    with owing([], tls[0]) as place, pytest.raises(DeviceError, match="CERTIFICATE_VERIFY_FAILED"):
+        Control(f"https://{place}", timeout_s=20).load("tiny")

@@ -14,6 +14,7 @@ from shipments import ask, body, put, shipment, values
 from targets.errors import InputError
 from targets.servers.kserve import STORAGE, layout
 from targets.servers.lowering import fitted
+from targets.servers.publish import publish
 from targets.servers.shipment import Options
 
 PUBLISHED = json.loads((Path(__file__).parent / "schemas" / "kserve_inferenceservice.json").read_text(encoding="utf-8"))
@@ -65,7 +66,7 @@ def test_the_storage_is_a_triton_repository(tmp_path):
     assert {"model.onnx", "manifest.json"} == set(made.version)
     assert made.batch == 8
     assert any("fill in storageUri" in note for note in made.notes)
-    assert not any("tritonserver --model-repository" in note for note in made.notes)
+    assert made.start("'my models'") == f"kubectl apply -f 'my models'/{FILE}"
 
 
 def test_a_gpu_is_asked_for(tmp_path):
@@ -120,6 +121,15 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, there):
 def test_a_file_of_something_else_is_refused(tmp_path, there):
     with pytest.raises(InputError, match=r"tiny\.inferenceservice\.yaml: is there and is no InferenceService"):
         layout(shipment(tmp_path), Options()).root[FILE](there)
+
+
+def test_a_file_that_is_nested_too_deeply_is_told(tmp_path):
+    dest = tmp_path / "models"
+    dest.mkdir()
+    (dest / FILE).write_bytes(b"[" * 1000)
+    with pytest.raises(InputError, match=rf"models/{FILE}: is nested too deeply to be read\n.*take it away"):
+        publish(layout(shipment(tmp_path), Options()), dest, "tiny")
+    assert [path.name for path in dest.iterdir()] == [FILE]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from test_publish import files, net
 
 from targets.errors import InputError
 from targets.servers.disk import alone
-from targets.servers.neighbours import SETTINGS
+from targets.servers.neighbours import SERVICE, SETTINGS
 from targets.servers.publish import place, publish
 from targets.servers.shipment import Layout
 
@@ -19,6 +19,7 @@ def layouts(tmp_path):
         "openvino": Layout(version, {"client.py": b""}, root={"config.json": lambda before: b"{}"}),
         "mlserver": Layout(version, {"client.py": b""}, added={SETTINGS: b"{}"}),
         "kserve": Layout(version, {"config.pbtxt": b""}, alone="all of it is handed on"),
+        "service": Layout(version, {"config.pbtxt": b""}, root={f"net{SERVICE}": lambda _: b""}, alone="all of it is"),
     }
 
 
@@ -61,3 +62,22 @@ def test_a_server_that_takes_one_model_gets_no_second(layouts, tmp_path):
     with alone(dest):  # what a takeover left that was killed is none
         place(layouts["triton"], dest, ".attar-candidate-net")
     publish(layouts["kserve"], dest, "net")
+
+
+@pytest.mark.parametrize("server", ["triton", "openvino", "mlserver"])
+def test_what_kserve_hands_on_as_a_whole_gets_no_second_model_from_any_server(layouts, tmp_path, server):
+    dest = tmp_path / "models"
+    publish(layouts["service"], dest, "net")
+    before = files(dest)
+    for name in ("other", ".attar-candidate-other"):
+        with (
+            alone(dest),
+            pytest.raises(
+                InputError, match=rf"models/net{SERVICE}: hands all .*'other' cannot be there, too\n.*DEST of"
+            ),
+        ):
+            place(layouts[server], dest, name)
+    assert files(dest) == before
+    with alone(dest):  # the same model may be on trial
+        place(layouts["triton"], dest, ".attar-candidate-net")
+    publish(layouts["triton"], dest, "net")

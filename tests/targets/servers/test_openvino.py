@@ -9,6 +9,7 @@ from shipments import shipment
 
 from targets.errors import InputError
 from targets.servers.openvino import layout
+from targets.servers.publish import publish
 from targets.servers.shipment import Options
 
 SCHEMA = json.loads((Path(__file__).parent / "schemas" / "openvino_config.json").read_text(encoding="utf-8"))
@@ -56,6 +57,15 @@ def test_a_file_of_something_else_is_refused(tmp_path, there):
     merge = layout(shipment(tmp_path), Options()).root["config.json"]
     with pytest.raises(InputError, match=r"config\.json: is there and is no list of models"):
         merge(there)
+
+
+def test_a_file_that_is_nested_too_deeply_is_told(tmp_path):
+    dest = tmp_path / "models"
+    dest.mkdir()
+    (dest / "config.json").write_bytes(b"[" * 100_000)
+    with pytest.raises(InputError, match=r"models/config\.json: is nested too deeply to be read\n.*take it away"):
+        publish(layout(shipment(tmp_path), Options()), dest, "tiny")
+    assert [path.name for path in dest.iterdir()] == ["config.json"]
 
 
 def test_a_device_of_openvino_is_taken_over(tmp_path):

@@ -2,10 +2,12 @@
 servers that go wrong. Real servers are asked in tests/servers and tests/pipeline/test_endpoint.py."""
 
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import oip_server
@@ -180,6 +182,37 @@ def test_nothing_listens(url):
         with pytest.raises(DeviceError, match=r"(nothing listens on|no gRPC server answers on) .*\n   help: start the"):
             ask()
     endpoint.close()
+
+
+def test_a_server_of_plain_http_that_is_asked_by_https(oip):
+    with oip_server.http(oip) as place:
+        endpoint = connect(f"https://{place}/v2/models/tiny")
+        with pytest.raises(
+            DeviceError, match=r"does not speak HTTPS \(\w+\)\n   help: if it .* HTTP: http://127\S+/tiny$"
+        ):
+            endpoint.metadata()
+        endpoint.close()
+
+
+def test_a_certificate_that_is_not_trusted(tmp_path):
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost -keyout key -out cert"
+    subprocess.run(["openssl", *words.split()], cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+
+    def greet():
+        wire, _ = server.accept()
+        with wire, suppress(OSError):
+            context.wrap_socket(wire, server_side=True).close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=greet)
+        thread.start()
+        endpoint = connect(f"https://localhost:{server.getsockname()[1]}/v2/models/tiny")
+        with pytest.raises(DeviceError, match=r"is not trusted: self.signed .*\n   help: SSL_CERT_FILE"):
+            endpoint.ready()
+        endpoint.close()
+        thread.join()
 
 
 def test_a_host_that_is_none():

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from targets.errors import InputError
 from targets.servers.disk import alone, newest
-from targets.servers.publish import changes, place, publish, retract
+from targets.servers.publish import place, publish
 from targets.servers.shipment import Layout
 
 
@@ -57,7 +57,8 @@ def test_versions_stand_beside_each_other_and_shared_files_are_the_newest(model,
     dest = tmp_path / "models"
     assert publish(layout(model, "one"), dest, "net") == dest / "net" / "1"
     assert publish(layout(net(tmp_path / "b.onnx", bias=1.0), "two"), dest, "net") == dest / "net" / "2"
-    assert publish(layout(model, "ten"), dest, "net", 10).name == "10"
+    with alone(dest):
+        assert place(layout(model, "ten"), dest, "net", 10).name == "10"
     assert files(dest) == {
         "net/config.pbtxt": b"ten",
         "net/warmup/one": b"ten",
@@ -118,13 +119,13 @@ def test_a_version_is_never_written_over(model, tmp_path):
     into = publish(layout(model, "one"), tmp_path / "models", "net")
     for occupied in (1, 2):
         into.with_name("2").mkdir(exist_ok=True)  # an empty folder would be replaced by a rename
-        with pytest.raises(InputError, match=f"version {occupied} is there already") as told:
-            publish(layout(model, "other"), tmp_path / "models", "net", occupied)
+        with alone(into.parent.parent), pytest.raises(InputError, match=f"version {occupied} is there already") as told:
+            place(layout(model, "other"), tmp_path / "models", "net", occupied)
         assert "next free number" in str(told.value)
     assert (into.parent / "config.pbtxt").read_bytes() == b"one"
     assert not list((into.parent / "2").iterdir())
     with pytest.raises(InputError, match="version 0 must be at least 1"):
-        publish(layout(model), tmp_path / "models", "net", 0)
+        place(layout(model), tmp_path / "models", "net", 0)
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "-x", "a b"])
@@ -189,8 +190,8 @@ def test_links_are_not_followed(model, tmp_path):
             publish(layout(model, root={"list": lambda _: b"x"}), dest, "net")
         place_of.unlink()
     (dest / "net" / "1").symlink_to(elsewhere)
-    with pytest.raises(InputError, match="version 1 is there already"):
-        publish(layout(model), dest, "net", 1)
+    with alone(dest), pytest.raises(InputError, match="version 1 is there already"):
+        place(layout(model), dest, "net", 1)
     (dest / "net" / "1").unlink()
     link = tmp_path / "link.onnx"
     link.symlink_to(model)
@@ -234,35 +235,6 @@ def test_root_files_are_shared_by_models_and_can_refuse(model, tmp_path):
     assert not (dest / "three").exists()
 
 
-def test_retract_brings_back_what_was(model, tmp_path):
-    dest = tmp_path / "models"
-    publish(layout(model, "one"), dest, "net")
-    before = files(dest)
-    with alone(dest):
-        new = layout(model, "two", root={"list": lambda _: b"net"})
-        undo = changes(new, dest, "net")
-        into = place(new, dest, "net")
-        retract(into, undo)
-    assert files(dest) == before
-    with alone(dest):
-        undo = changes(layout(model), dest, "other")
-        retract(place(layout(model), dest, "other"), undo)
-    assert files(dest) == before
-    assert not (dest / "other").exists()
-
-
-def test_what_somebody_changed_since_stays(model, tmp_path):
-    dest = tmp_path / "models"
-    publish(layout(model, "one"), dest, "net")
-    with alone(dest):
-        undo = changes(layout(model, "two"), dest, "net")
-        into = place(layout(model, "two"), dest, "net")
-        (dest / "net" / "config.pbtxt").write_bytes(b"by hand")
-        retract(into, undo)
-    assert (dest / "net" / "config.pbtxt").read_bytes() == b"by hand"
-    assert newest(dest / "net") == 1
-
-
 def test_what_was_left_of_a_trial_is_swept(model, tmp_path):
     dest = tmp_path / "models"
     with alone(dest):
@@ -270,6 +242,37 @@ def test_what_was_left_of_a_trial_is_swept(model, tmp_path):
     assert (dest / ".attar-candidate-net" / "1" / "model.onnx").exists()
     publish(layout(model), dest, "net")
     assert [path.name for path in dest.iterdir()] == ["net"]
+
+
+def test_what_an_owner_calls_alike_stays(model, tmp_path):
+    dest = tmp_path / "models"
+    for mine in (dest / ".attar-notes", dest / "net" / ".attar-notebook"):
+        mine.mkdir(parents=True)
+        (mine / "mine").write_bytes(b"mine")
+    before = files(dest)
+    for left in (".attar-new-ab_d01gh", ".attar-gone"):
+        (dest / "net" / left).mkdir()
+        (dest / "net" / left / "model.onnx").touch()
+    publish(layout(model), dest, "net")
+    assert {name: data for name, data in files(dest).items() if "/." in f"/{name}"} == before
+
+
+def test_folders_that_were_made_for_nothing_go_again(model, tmp_path):
+    def refuses(before):
+        raise InputError("it is not ours")
+
+    (tmp_path / "there").mkdir()
+    for dest in ("there/x/y/models", "new/models"):
+        with pytest.raises(InputError, match="not ours"):
+            publish(layout(model, root={"list": refuses}), tmp_path / dest, "net")
+    long = "x" * 300  # no name of a folder
+    for dest in (long, f"new/er/{long}"):
+        with pytest.raises(InputError, match="cannot be written: File name too long"):
+            publish(layout(model), tmp_path / dest, "net")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "there"]
+    assert not [*(tmp_path / "there").iterdir()]
+    publish(layout(model), tmp_path / "new" / "models", "net")
+    assert (tmp_path / "new" / "models" / "net" / "1").is_dir()
 
 
 def test_one_who_waits_too_long_is_told(model, tmp_path, monkeypatch):

@@ -1,0 +1,127 @@
+"""Takes back what was published: a version, and what its publication changed beside it.
+
+    DEST/<name>/.attar-gone    the version, renamed at once and then removed
+    DEST/<name>/.attar-undo    a file as it was before, which is then renamed to its place
+
+The version goes first: that needs no room on the disk, and makes some. A kill after that leaves the files beside it as
+they are; they fit the version before as well, and the next publication writes them anew.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from base64 import b64decode, b64encode
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from targets.errors import Fault, InputError
+from targets.files import sync
+from targets.servers.disk import GONE, UNDO, inside, read, write
+
+__all__ = ["Change", "noted", "recalled", "restore", "retract"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a publication does to one file beside the version. `before` is None where there is none yet."""
+
+    path: Path
+    before: bytes | None
+    after: bytes
+
+
+def retract(folder: Path, undo: Iterable[Change] = ()) -> tuple[str, ...]:
+    """Takes a version away again, at once and whole, for one who is `alone` there.
+
+    Args:
+        folder: of the version.
+        undo: what else its publication changed; a file that has been changed since stays.
+
+    Returns:
+        Which files could not be put back, and why; empty: all is as it was.
+
+    Raises:
+        InputError: the version cannot be taken away, and nothing was.
+    """
+    home = folder.parent
+    aside = home / GONE
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        what = f"could not be taken away again: {error.strerror}"
+        raise InputError(Fault(what, file=str(folder), help="remove it by hand")) from None
+    shutil.rmtree(aside, ignore_errors=True)
+    stays = []
+    for change in reversed([*undo]):
+        try:
+            if change.before != change.after and read(change.path) == change.after:
+                restore(change, home)
+        except (InputError, OSError) as error:
+            why = error.strerror if isinstance(error, OSError) else error.faults[0].what
+            stays.append(f"{change.path} stays as version {folder.name} had it: {why}")
+    with suppress(OSError):
+        sync(home)
+        home.rmdir()  # older versions stay
+    return tuple(stays)
+
+
+def restore(change: Change, home: Path) -> None:
+    """Puts back what a publication of the model in `home` changed.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if change.before is not None:
+        aside = home / UNDO
+        aside.unlink(missing_ok=True)
+        try:
+            write(aside, change.before)
+            aside.replace(change.path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        return
+    change.path.unlink(missing_ok=True)
+    if home in change.path.parent.parents:
+        with suppress(OSError):  # a folder in the model's own, if it is empty now
+            change.path.parent.rmdir()
+
+
+def noted(undo: Iterable[Change], dest: Path) -> bytes:
+    """Changes in `dest` as JSON: what `recalled` reads again."""
+    rows = [
+        (each.path.relative_to(dest).as_posix(), None if each.before is None else _text(each.before), _text(each.after))
+        for each in undo
+        if each.before != each.after
+    ]
+    return (json.dumps(rows, indent=1) + "\n").encode()
+
+
+def recalled(note: bytes, dest: Path) -> tuple[Change, ...]:
+    """The changes in `dest` that `noted` wrote down.
+
+    Raises:
+        ValueError: it did not write this.
+    """
+    try:
+        rows = json.loads(note)
+        if not isinstance(rows, list):
+            raise TypeError("is no list")  # noqa: TRY301  told as all else that is no note
+        return tuple(
+            Change(dest / inside(file), None if before is None else _bytes(before), _bytes(after))
+            for file, before, after in rows
+        )
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _text(data: bytes) -> str:
+    return b64encode(data).decode()
+
+
+def _bytes(text: str) -> bytes:
+    return b64decode(text, validate=True)

@@ -1,0 +1,146 @@
+"""What was published is taken back: the version at once, then the files beside it, also where the disk is full."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_publish import files, layout, net
+
+from targets.errors import InputError
+from targets.servers.disk import alone, newest
+from targets.servers.publish import changes, place, publish
+from targets.servers.undo import Change, noted, recalled, retract
+
+
+@pytest.fixture
+def model(tmp_path):
+    return net(tmp_path / "net.onnx")
+
+
+def test_retract_brings_back_what_was(model, tmp_path):
+    dest = tmp_path / "models"
+    publish(layout(model, "one"), dest, "net")
+    before = files(dest)
+    with alone(dest):
+        new = layout(model, "two", root={"list": lambda _: b"net"})
+        undo = changes(new, dest, "net")
+        into = place(new, dest, "net")
+        retract(into, undo)
+    assert files(dest) == before
+    with alone(dest):
+        undo = changes(layout(model), dest, "other")
+        retract(place(layout(model), dest, "other"), undo)
+    assert files(dest) == before
+    assert not (dest / "other").exists()
+
+
+def test_what_somebody_changed_since_stays(model, tmp_path):
+    dest = tmp_path / "models"
+    publish(layout(model, "one"), dest, "net")
+    with alone(dest):
+        undo = changes(layout(model, "two"), dest, "net")
+        into = place(layout(model, "two"), dest, "net")
+        (dest / "net" / "config.pbtxt").write_bytes(b"by hand")
+        retract(into, undo)
+    assert (dest / "net" / "config.pbtxt").read_bytes() == b"by hand"
+    assert newest(dest / "net") == 1
+
+
+def test_a_file_that_cannot_be_put_back_is_told_and_the_version_is_gone(model, tmp_path):
+    """The kernel's own limit on a file's size."""
+    dest = tmp_path / "models"
+    publish(layout(model, "one"), dest, "net")
+    with alone(dest):
+        undo = changes(layout(model, "by far larger"), dest, "net")
+        into = place(layout(model, "by far larger"), dest, "net")
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2, hard))
+        try:
+            stays = retract(into, undo)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(stays) == 3
+    assert stays[-1] == f"{dest}/net/config.pbtxt stays as version 2 had it: File too large"
+    assert newest(dest / "net") == 1
+    assert not [*dest.rglob(".*")]
+
+
+def test_a_version_that_cannot_be_taken_away_is_told_and_all_stays(model, tmp_path):
+    dest = tmp_path / "models"
+    publish(layout(model, "one"), dest, "net")
+    before = files(dest)
+    with alone(dest), pytest.raises(InputError, match="net/2: could not be taken away again: No such file") as told:
+        retract(dest / "net" / "2", (Change(dest / "net" / "config.pbtxt", b"none", b"one"),))
+    assert "remove it by hand" in str(told.value)
+    assert files(dest) == before
+
+
+FULL = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from test_publish import files, layout
+from targets.servers.disk import alone
+from targets.servers.publish import changes, place, publish
+from targets.servers.undo import retract
+dest, model = Path(sys.argv[1]) / "models", Path(sys.argv[2])
+publish(layout(model, "one" * 4_000), dest, "net")
+before = files(dest)
+with alone(dest):
+    two = layout(model, "two")
+    two = replace(two, version={**two.version, "large": bytes(60_000)})
+    undo = changes(two, dest, "net")
+    into = place(two, dest, "net")
+    try:
+        with Path(sys.argv[1], "filler").open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+    except OSError as error:
+        print(error.strerror)
+    print(retract(into, undo))
+assert not into.exists()
+assert (dest / "net" / "1" / "model.onnx").exists()
+assert files(dest) == before, sorted(files(dest))
+"""
+
+
+def test_a_file_system_that_is_full_keeps_no_version_that_is_taken_back(model, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = f"mount -t tmpfs -o size=256k small {small} && exec {sys.executable} -c '{FULL}' {small} {model}"
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[3]}"}
+    command = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount)
+    if shutil.which("unshare") is None or subprocess.run((*command[:4], "true"), capture_output=True).returncode:
+        pytest.skip("nothing may be mounted here")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "No space left on device\n()\n"), done.stderr
+
+
+def test_what_is_noted_is_recalled(tmp_path):
+    undo = (
+        Change(tmp_path / "net" / "config.pbtxt", b"one", b"\xff\x00"),
+        Change(tmp_path / "net" / "warmup" / "one", None, b""),
+        Change(tmp_path / "list", b"", b"one"),
+    )
+    same = Change(tmp_path / "net" / "labels.txt", b"cat", b"cat")
+    assert recalled(noted((*undo, same), tmp_path), tmp_path) == undo
+
+
+@pytest.mark.parametrize("note", ["", "{}", "3", "[1]", '[["a", null]]', '[["a", 1, ""]]', '[["a", "!", ""]]', "["])
+def test_what_is_no_note_is_refused(tmp_path, note):
+    with pytest.raises(ValueError, match=r"."):
+        recalled(note.encode(), tmp_path)
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../up", "a/../../up", "", "a\0", "\ud800"])
+def test_no_note_leads_out_of_the_repository(tmp_path, file):
+    with pytest.raises(ValueError, match="does not stay in its folder"):
+        recalled(
+            noted([Change(tmp_path / "a", None, b"")], tmp_path).replace(b'"a"', json.dumps(file).encode()), tmp_path
+        )
