@@ -117,7 +117,7 @@ def probe(
 
 
 def _shipment(folder: Path, model: str) -> Shipment:
-    from pipeline.ship import shipment
+    from pipeline.shipments import shipment
 
     found = shipment(folder, model or None, even_if="missed")
     if not len(found.sample):

@@ -26,12 +26,32 @@ from targets.files import sync
 from targets.servers.agreement import Agreement, compare, grain_of
 from targets.servers.control import Control
 from targets.servers.disk import alone, newest, no_link, read, unwritable, versions
-from targets.servers.protocol import connect
+from targets.servers.protocol import Address, connect
+from targets.servers.protocol_http import HttpEndpoint
 from targets.servers.publish import changes, place, remove
 from targets.servers.shipment import Layout, Shipment
-from targets.servers.undo import Change, noted, recalled, retract
+from targets.servers.undo import Change, noted, recalled, retract, settled
 
-__all__ = ["proven"]
+__all__ = ["control_of", "proven"]
+
+_FORM = "--load takes http://HOST:PORT of a Triton with --model-control-mode=explicit"
+
+
+def control_of(url: str) -> Control:
+    """The model control at an address. Nothing is reached yet.
+
+    Raises:
+        InputError: it is no such address, or names a model: which one is known already.
+    """
+    if not url.startswith(("http://", "https://", "grpc://")):
+        raise InputError(Fault("must begin with http:// or https://", file=url, help=_FORM))
+    try:
+        address = Address.of(url)
+    except InputError as error:
+        raise InputError([replace(fault, help=_FORM) for fault in error.faults]) from None
+    if address.model and address.scheme != "grpc":
+        raise InputError(Fault("has a path that names a model", file=url, help=f"{_FORM}; --name names the model"))
+    return Control(url)
 
 
 def proven(
@@ -53,9 +73,12 @@ def proven(
         help = "run its recipe with data.reference above 0, or leave --load out"
         raise InputError(Fault("holds no examples, so that nothing could be proven", file=reference.NAME, help=help))
     control.serving(ours.name)  # a server that is down is told before anything is written
+    _no_mlserver(control.url)
     home = dest / ours.name
     with alone(dest):
+        settled(home)
         before = _cleared(home, control, say)
+        undo = changes(layout, dest, ours.name)  # what cannot be published is told first
         say(f"asking {control.url} for the {len(ours.sample)} answers that lie with the artifact, before it serves it")
         place(trial, dest, hidden)
         try:
@@ -68,7 +91,6 @@ def proven(
             with suppress(AttarError):
                 control.unload(hidden)
             remove(dest / hidden)
-        undo = changes(layout, dest, ours.name)
         number = (newest(home) or 0) + 1
         into = home / str(number)
         marked = replace(layout, version={**layout.version, UNPROVEN: noted(undo, dest)})
@@ -86,6 +108,16 @@ def proven(
             say(state)
             raise
     return into, str(found), before
+
+
+def _no_mlserver(url: str) -> None:
+    """Raises DeviceError for an MLServer: it lists its models as Triton does, and finds none that lie hidden."""
+    name = ""
+    with closing(HttpEndpoint(Address.of(url), 10.0)) as endpoint, suppress(DeviceError):  # it may not be told
+        name = endpoint.server()["name"]
+    if name == "mlserver":
+        help = f"{_FORM}; MLServer takes a new version when it is started anew"
+        raise DeviceError(str(Fault("is an MLServer, and no Triton", file=url, help=help)))
 
 
 def _prove(ours: Shipment, layout: Layout, control: Control, name: str, version: str) -> Agreement:

@@ -131,10 +131,9 @@ def bom(
             what = f"lies in {kind} ({str(above)!r}), where a file that is in no list would count as tampering"
             raise InputError(Fault(what, file=str(output), help="write it beside that folder"))
     help = "give a file in a folder that you may write to, with room in it; without -o it goes to standard output"
-    if output.is_symlink() or (output.exists() and not output.is_file()):  # /dev/stdout would be replaced
-        what = "is a folder" if output.is_dir() else "is no regular file"
-        raise InputError(Fault(f"{what}, and cannot be written", file=str(output), help=help))
     try:
+        if output.is_symlink() or (output.exists() and not output.is_file()):  # /dev/stdout would be replaced
+            raise InputError(Fault("is no regular file, and not written over", file=str(output), help=help))
         write_atomically(output, text.encode())
     except OSError as error:
         raise InputError(Fault(f"cannot be written: {error.strerror}", file=str(output), help=help)) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ship"]
 
+_REGISTRY = re.compile(r"[\w.-]+:[0-9]+(/.*)?|[\w-]+(\.[\w-]+)+/.*:[\w.-]+", re.ASCII)
+"""HOST:PORT[/NAME:TAG], or HOST.DOMAIN/NAME:TAG."""
+
 
 def ship(
+    context: typer.Context,
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder of an artifact: RUN/TARGET.", show_default=False)
     ],
@@ -73,6 +78,10 @@ def ship(
     instances: Annotated[
         int, typer.Option(metavar="N", min=1, max=1024, help="Copies of the model that serve at once.")
     ] = 1,
+    keep_config: Annotated[
+        bool,
+        typer.Option("--keep-config", help="With triton or kserve: a config.pbtxt that is there stays as it is."),
+    ] = False,
     load: Annotated[
         str,
         typer.Option(
@@ -99,28 +108,34 @@ def ship(
     if not dest.strip():
         help = "give the model repository, such as models/; . is the current folder"
         raise InputError(Fault("is empty", "DEST", help=help))
-    options = Options(server_version, max_batch, delay_us, instances)
+    options = Options(server_version, max_batch, delay_us, instances, keep_config)
     registry = to in ("oci", "mlflow")
     plain = Options()
     of_servers = "which is a registry and no server"
+    joins = registry or to == "openvino"
+    alone = of_servers if registry else "which joins no requests"
+    config = of_servers if registry else "which has no config.pbtxt"
     _unused(
         to,
         {
             "--load": (registry and bool(load), of_servers),
             "--server-version": (registry and bool(server_version), of_servers),
-            "--max-batch": (registry and max_batch != plain.max_batch, of_servers),
-            "--delay-us": (registry and delay_us != plain.delay_us, of_servers),
+            "--max-batch": (joins and max_batch != plain.max_batch, alone),
+            "--delay-us": (joins and delay_us != plain.delay_us, alone),
+            "--keep-config": (keep_config and to in ("oci", "mlflow", "mlserver", "openvino"), config),
             "--instances": (registry and instances != plain.instances, of_servers),
             "--name": (to == "oci" and name is not None, "where HOST/NAME:TAG names the model"),
             "--insecure": (to != "oci" and insecure, "which is no OCI registry"),
         },
     )
+    again = _again(context)
     if registry:
-        _register(folder, to, dest, name, even_if, insecure, as_json)
+        _register(folder, to, dest, name, even_if, again, insecure, as_json)
         return
+    _no_address(dest)
     from pipeline.ship import ship as bring
 
-    found = bring(folder, to, Path(dest), name=name, options=options, even_if=even_if, load=load, say=say)
+    found = bring(folder, to, Path(dest), name=name, options=options, even_if=even_if, load=load, again=again, say=say)
     _tell(found, folder)
     if as_json:
         put_json(found.model_dump_json(indent=1))
@@ -132,13 +147,41 @@ def _tell(found: Shipped, folder: Path) -> None:
         tell(f"its verdict is {found.verdict}: its manifest says so under shipped_as")
     for note in found.notes:
         tell(f"  {note}")
-    if found.start and not found.loaded:
+    if found.start:
         tell("  start it with:", found.start)
     if found.loaded:
         instead = f", in place of version {found.replaced}" if found.replaced else ""
         tell(f"{found.loaded} serves it{instead}: {found.proven}")
-    url = f"{found.loaded.rstrip('/') or 'http://HOST:PORT'}/v2/models/{found.name}"
-    tell("next:", f"attar probe {url} --artifact {shlex.quote(str(folder))}")
+    after = "next:" if found.url else "next, at the URL that the cluster gives it:"
+    url = found.url or f"URL/v2/models/{found.name}"
+    tell(after, f"attar probe {url} --artifact {shlex.quote(str(folder))}")
+
+
+def _again(context: typer.Context) -> str:
+    """The command as it was given, but for --even-if."""
+    words = ["attar", "ship"]
+    for parameter in context.command.params:
+        given, name = context.params.get(parameter.name or ""), parameter.opts[-1]
+        source = context.get_parameter_source(parameter.name or "")
+        if name == "--even-if" or source is None or source.name != "COMMANDLINE":
+            continue
+        words += [name] * (parameter.param_type_name == "option") + [str(given)] * (given is not True)
+    return shlex.join(words)
+
+
+def _no_address(dest: str) -> None:
+    """Refuses what would become a folder of a strange name, where an address was meant."""
+    from targets.errors import Fault, InputError
+
+    what = ""
+    if "://" in dest:
+        what = "is an address, and a server's model repository is a folder that it reads"
+        help = "give that folder; --load URL has a running Triton load the model from it; a registry: --to oci, mlflow"
+    elif _REGISTRY.fullmatch(dest) and not Path(dest).exists():
+        what = "looks like a place in a registry, and there is no such folder"
+        help = f"did you mean --to oci? If it is to be a folder: {shlex.quote(f'./{dest}')}"
+    if what:
+        raise InputError(Fault(what, file=dest, help=help))
 
 
 def _unused(to: str, given: Mapping[str, tuple[bool, str]]) -> None:
@@ -152,10 +195,12 @@ def _unused(to: str, given: Mapping[str, tuple[bool, str]]) -> None:
         raise InputError(faults)
 
 
-def _register(folder: Path, to: str, dest: str, name: str | None, even_if: str, insecure: bool, as_json: bool) -> None:
-    from pipeline.ship import shipment
+def _register(
+    folder: Path, to: str, dest: str, name: str | None, even_if: str, again: str, insecure: bool, as_json: bool
+) -> None:
+    from pipeline.shipments import shipment
 
-    shipment(folder, name, even_if=even_if)
+    ours = shipment(folder, name, even_if=even_if, again=again)
     if to == "oci":
         from pipeline.registries.oci import push
 
@@ -167,5 +212,7 @@ def _register(folder: Path, to: str, dest: str, name: str | None, even_if: str, 
 
         number = register(folder, dest, name or "", say=say)
         found = {"version": 1, "to": to, "uri": dest, "model_version": number}
+        model = f"mlflow artifacts download -u models:/{ours.name}/{number} -d NEWDIR"
+        tell("next:", f"MLFLOW_TRACKING_URI={shlex.quote(dest)} {model}")
     if as_json:
         put_json(json.dumps(found, indent=1))

@@ -7,7 +7,6 @@ arrays of another range, a file is brought to that first; where their white is n
 
 from __future__ import annotations
 
-import json
 import pprint
 import re
 from collections.abc import Iterable, Mapping
@@ -49,7 +48,7 @@ if {"-h", "--help"} & set(sys.argv):
     sys.exit()
 if not 2 <= len(sys.argv) <= 4:
     sys.exit(__doc__)
-path, url, model = sys.argv[1:] + ["localhost:8000", $model][len(sys.argv) - 2 :]
+path, url, model = sys.argv[1:] + ["localhost:$port", $model][len(sys.argv) - 2 :]
 try:
     x = prepared(path)$whole
 except Exception as error:
@@ -92,6 +91,7 @@ def source(shipment: Shipment, layout: Layout) -> bytes:
         imports="from PIL import Image\n" if image and "Image." in steps else "",
         labels=f"LABELS = {names}\n" if shipment.labels else "",
         steps=steps,
+        port=layout.port or 8000,
         model=repr(shipment.name),
         source=repr(model.inputs[0].name),
         target=repr(model.outputs[0].name),
@@ -119,8 +119,7 @@ def _white(shipment: Shipment) -> float | None:
     Those that were read from files, or as bytes of IDX files, have their range whatever they are divided by. Of arrays,
     white is what becomes 1.0.
     """
-    about = json.loads(shipment.papers.get("manifest.json", b"{}"))
-    source = str(about.get("data", {}).get("source", ""))
+    source = shipment.source
     if source and source != "digits" and not source.endswith(".npz") and not _FUNCTION.fullmatch(source):
         return 255.0
     told = shipment.preprocessing

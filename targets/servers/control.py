@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from targets.errors import DeviceError, Fault, InputError
-from targets.servers.protocol import Address
+from targets.servers.protocol import Address, broken
+from targets.servers.protocol_http import lost
 
 __all__ = ["Control"]
 
@@ -46,14 +48,14 @@ class Control:
     """
 
     def __init__(self, url: str, timeout_s: float = 300.0) -> None:
-        self._address = Address.of(url)
+        self._address = replace(Address.of(url), model="", version="")
         if self._address.scheme == "grpc":
             raise InputError(
                 Fault("models are loaded over HTTP", file=url, help="give the server's HTTP port: http://")
             )
         self._timeout_s = timeout_s
         self._lives = False  # whether it has said so while it owed an answer: one with a single HTTP thread cannot
-        self.url = f"{self._address.scheme}://{self._address.place}{self._address.prefix}"
+        self.url = str(self._address)
 
     def serving(self, name: str) -> tuple[int, ...]:
         """Versions of a model that answer now.
@@ -102,12 +104,13 @@ class Control:
 
     def _ask(self, path: str) -> Any:
         """What the server answers to a request, from JSON; None where it says nothing."""
-        wire = self._wire(_CONNECT_S)
+        wire, limit_s = self._wire(_CONNECT_S), _CONNECT_S
         try:
             with closing(wire):
                 wire.connect()
                 reached = wire.sock
                 reached.settimeout(None)  # it is watched
+                limit_s = self._timeout_s
 
                 def answer() -> tuple[int, bytes]:
                     kind = {"Content-Type": "application/json"}
@@ -120,10 +123,8 @@ class Control:
                         reached.shutdown(socket.SHUT_RDWR)  # a thread that reads there wakes, unlike by close()
 
                 status, text = self.watched(answer, end, path, self._timeout_s)
-        except ConnectionRefusedError:
-            raise self._fault("nothing listens there", "start the server, or give its HTTP port") from None
         except (http.client.HTTPException, OSError, UnicodeError) as error:
-            raise self._fault(f"did not answer: {error or type(error).__name__}", "see the server's own log") from None
+            raise self._fault(*lost(self._address, error, limit_s, "give its HTTP port")) from None
         if len(text) > _MOST:
             raise self._fault(f"answered more than {_MOST // 2**20} MB to {path}: no model control there", _TRITON)
         try:
@@ -170,4 +171,4 @@ class Control:
         return True
 
     def _fault(self, what: str, help: str) -> DeviceError:
-        return DeviceError(str(Fault(what, file=self.url, help=help)))
+        return broken(self._address, what, help)

@@ -55,11 +55,12 @@ def layout(shipment: Shipment, options: Options) -> Layout:
     notes = (
         *theirs.notes,
         f"fill in storageUri in {file}: the address of the folder that it lies in, which must hold this model alone",
-        f"clients ask for the model {shipment.name!r} by the v2 protocol",
+        f"clients ask for the model {shipment.name!r} by the v2 protocol; "
+        f"`kubectl get inferenceservice {_label(shipment.name)}` says at which URL",
     )
     root = {file: _over(_service(shipment, options), file)}
     return dataclasses.replace(
-        theirs, root=root, alone=_ALONE, start=lambda dest: f"kubectl apply -f {dest}/{file}", notes=notes
+        theirs, root=root, alone=_ALONE, start=lambda dest: f"kubectl apply -f {dest}/{file}", port=0, notes=notes
     )
 
 

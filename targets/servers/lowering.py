@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import tempfile
 from functools import cache
 from importlib.metadata import version
@@ -28,11 +29,12 @@ from targets.servers.versions import Ceiling, ceiling
 if TYPE_CHECKING:
     from onnx import AttributeProto, ModelProto
 
-__all__ = ["CONVERSION", "fitted"]
+__all__ = ["CONVERSION", "fitted", "told"]
 
 CONVERSION = "conversion.json"
 """The paper that says what was done to the model."""
 
+_STEPS = {"opset": "opset", "ir_version": "IR version"}
 _EXPORTED = 18  # the lowest opset that a recipe's export writes
 
 
@@ -65,6 +67,19 @@ def fitted(shipment: Shipment, server: str, server_version: str) -> Shipment:
         "proof": proof | {"within_ulp": within},
     }
     return dataclasses.replace(shipment, model=lower, papers={**shipment.papers, CONVERSION: pretty(paper)})
+
+
+def told(before: Shipment, after: Shipment) -> str:
+    """What `fitted` did to the model, in words; empty where it left it alone."""
+    if after.model.sha256 == before.model.sha256:
+        return ""
+    paper = json.loads(after.papers[CONVERSION])
+    (was, is_now), proof = (paper["from"], paper["to"]), paper["proof"]
+    steps = [f"{key} {was[at]} to {is_now[at]}" for at, key in _STEPS.items() if was[at] != is_now[at]]
+    equal = "bit-equal" if proof["bit_equal"] else f"equal within {proof['within_ulp']} unit in the last place"
+    most = paper["because"].partition(";")[0]
+    examples = f"{proof['examples']} example{'s' * (proof['examples'] != 1)}"
+    return f"converted from {' and '.join(steps)}, proven {equal} on the golden sample ({examples}): {most}"
 
 
 def _facts(model: Artifact) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def layout(shipment: Shipment, options: Options) -> Layout:
         start=lambda dest: (
             f"pip install mlserver '{requirement(shipment.model)}' && PYTHONDONTWRITEBYTECODE=1 mlserver start {dest}"
         ),
+        port=8080,
         notes=tuple(_notes(shipment, options, fixed, batches)),
     )
 

@@ -23,6 +23,8 @@ __all__ = ["CONFIG", "layout"]
 
 CONFIG = "config.json"
 
+_PORT = 8000
+
 
 def layout(shipment: Shipment, options: Options) -> Layout:
     """Files of one model, and its entry in the list of all.
@@ -37,7 +39,8 @@ def layout(shipment: Shipment, options: Options) -> Layout:
         described(shipment),
         root={CONFIG: _among(_entry(shipment, options))},
         batch=fixed,
-        start=lambda dest: f"ovms --config_path {dest}/{CONFIG} --rest_port 8000 --rest_bind_address 127.0.0.1",
+        start=lambda dest: f"ovms --config_path {dest}/{CONFIG} --rest_port {_PORT} --rest_bind_address 127.0.0.1",
+        port=_PORT,
         notes=tuple(_notes(shipment, options, fixed)),
     )
 

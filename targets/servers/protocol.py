@@ -154,9 +154,12 @@ class Address:
             return self.host == "localhost"
 
     def __str__(self) -> str:
+        at = f"{self.scheme}://{self.place}{self.prefix}"
+        if not self.model:
+            return at
         version = self.version and ("/" if self.scheme == "grpc" else "/versions/") + self.version
         models = "" if self.scheme == "grpc" else "/v2/models"
-        return f"{self.scheme}://{self.place}{self.prefix}{models}/{self.model}{version}"
+        return f"{at}{models}/{self.model}{version}"
 
 
 def _no_address(url: str, what: str) -> InputError:

@@ -19,10 +19,9 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.errors import DeviceError
 from targets.servers.protocol import Address, Metadata, Tensor, answer, broken, the_input, unknown
 
-__all__ = ["HttpEndpoint", "request"]
+__all__ = ["HttpEndpoint", "lost", "request"]
 
 _MOST = 2**28  # bytes of an answer: 64 million numbers
 _LENGTH = "Inference-Header-Content-Length"
@@ -75,14 +74,23 @@ class HttpEndpoint:
         """Whether the model takes requests."""
         return self._ask("GET", f"{self._model}/ready")[0] == 200
 
+    def server(self) -> dict[str, Any]:
+        """What the server tells of itself: name, version, extensions.
+
+        Raises:
+            DeviceError: no server answers there, or it speaks something else.
+        """
+        status, _, data = self._ask("GET", self._root)
+        found = self._object(data) if status == 200 else {}
+        if "name" not in found:
+            what = f"GET {self._root} is answered by {status}: no Open Inference Protocol v2 there"
+            raise broken(self._address, what, "give the address of the server's v2 HTTP port")
+        return found
+
     def metadata(self) -> Metadata:
         """What the model takes and gives."""
         if self._metadata is None:
-            status, _, data = self._ask("GET", self._root)
-            server = self._object(data) if status == 200 else {}
-            if "name" not in server:
-                what = f"GET {self._root} is answered by {status}: no Open Inference Protocol v2 there"
-                raise broken(self._address, what, "give the address of the server's v2 HTTP port")
+            server = self.server()
             status, _, data = self._ask("GET", self._model)
             if status != 200:
                 raise unknown(self._address, _words(status, data), self._models())
@@ -180,30 +188,38 @@ class HttpEndpoint:
             except (http.client.HTTPException, OSError) as error:
                 self._wire.close()
                 if not kept or self._ended or isinstance(error, TimeoutError):
-                    raise self._lost(error) from None
+                    told = lost(self._address, error, self._wire.timeout or 0.0, f"grpc://{self._address.place}/NAME")
+                    raise broken(self._address, *told) from None
             else:
                 if len(data) > _MOST:
                     self._wire.close()
                     raise broken(self._address, f"its answer is larger than {_MOST // 2**20} MB")
                 return reply.status, dict(reply.headers.items()), data
 
-    def _lost(self, error: Exception) -> DeviceError:
-        place = self._address.place
-        if isinstance(error, ConnectionRefusedError):
-            return broken(self._address, f"nothing listens on {place}", "start the server, or give its HTTP port")
-        if isinstance(error, TimeoutError):
-            what = f"{place} did not answer within {self._wire.timeout:g} s"
-            return broken(self._address, what, "is the server up, and no firewall between? see its own log")
-        if isinstance(error, ssl.SSLCertVerificationError):
-            what = f"the certificate of {place} is not trusted: {error.verify_message}"
-            return broken(self._address, what, "SSL_CERT_FILE=FILE names the certificates (PEM) to trust")
-        if isinstance(error, ssl.SSLError):
-            what = f"{place} does not speak HTTPS ({error.reason or 'no TLS'})"
-            return broken(self._address, what, f"if it speaks plain HTTP: {self._address}".replace("https", "http", 1))
-        if isinstance(error, http.client.HTTPException | ConnectionError):
-            what = f"{place} broke off without an answer over HTTP ({type(error).__name__})"
-            return broken(self._address, what, f"did the server end? if this is its gRPC port: grpc://{place}/NAME")
-        return broken(self._address, f"{place} cannot be reached: {error}", "check the host's name and the network")
+
+def lost(address: Address, error: Exception, timeout_s: float, grpc: str) -> tuple[str, str]:
+    """What became of a request without an answer, and what to do: the words of a fault.
+
+    Args:
+        timeout_s: how long it was waited for.
+        grpc: what to give where this is a gRPC port.
+    """
+    place = address.place
+    if isinstance(error, ConnectionRefusedError):
+        return f"nothing listens on {place}", "start the server, or give its HTTP port"
+    if isinstance(error, TimeoutError):
+        what = f"{place} did not answer within {timeout_s:g} s"
+        return what, "is the server up, and no firewall between? see its own log"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        what = f"the certificate of {place} is not trusted: {error.verify_message}"
+        return what, "SSL_CERT_FILE=FILE names the certificates (PEM) to trust"
+    if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+        what = f"{place} does not speak HTTPS ({error.reason or 'no TLS'})"
+        return what, f"if it speaks plain HTTP: {address}".replace("https", "http", 1)
+    if isinstance(error, http.client.HTTPException | ConnectionError | ssl.SSLEOFError):
+        what = f"{place} broke off without an answer over HTTP ({type(error).__name__})"
+        return what, f"did the server end? see its own log; if this is its gRPC port: {grpc}"
+    return f"{place} cannot be reached: {error}", "check the host's name and the network"
 
 
 def _parsed(data: bytes) -> Any:

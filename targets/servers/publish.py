@@ -1,7 +1,7 @@
 """Writes a layout into a model repository, whole or not at all, while a server may be reading there.
 
     DEST/.attar.lock                  held (flock) by the one who publishes; gone when it is done
-    DEST/<name>/.attar-new-XXXX/      everything that is new, written and flushed to disk
+    DEST/<name>/.attar-new-XXXX/      everything that is new, written and flushed to disk; the coming list twice
     DEST/<name>/<shared files>        then renamed to its place: shared files, last of them the list of their digests,
     DEST/<name>/<version>/            the version as a whole,
     DEST/<root files>                 and what names the model to the server
@@ -10,7 +10,8 @@ Only renames happen in sight, and each file and each version is whole at any tim
 next publication removes: Triton and OpenVINO take folders with a number for versions; MLServer looks for
 `**/model-settings.json` by glob, which skips hidden folders. A kill between two renames leaves shared files of the new
 version beside the old one, which has the same inputs and outputs: the next publication writes them anew. A
-version that is there is never written over, and no link is followed or made.
+version that is there is never written over, nor is a shared file that is not as attar wrote it: those are known by
+their list, or by the list that a killed publication left. No link is followed or made.
 
     https://github.com/triton-inference-server/server/blob/main/docs/user_guide/model_repository.md
     https://github.com/SeldonIO/MLServer/blob/master/mlserver/repository/repository.py
@@ -23,8 +24,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from targets.errors import Fault, InputError
@@ -43,10 +45,10 @@ from targets.servers.disk import (
     unwritable,
     write,
 )
-from targets.servers.neighbours import same_face, suits
+from targets.servers.neighbours import CONFIG, same_face, suits
 from targets.servers.shipment import Layout
-from targets.servers.undo import Change, restore
-from targets.sha256sums import LAYOUT, parsed, render
+from targets.servers.undo import Change, restore, settled
+from targets.sha256sums import LAYOUT, digest, parsed, render
 
 __all__ = ["changes", "place", "publish", "remove"]
 
@@ -61,7 +63,8 @@ def publish(layout: Layout, dest: Path, name: str) -> Path:
 
     Raises:
         InputError: the newest one there has other inputs or outputs, or is for another kind of server; a link is in
-            the way; `dest` cannot be written, or the disk is full. Then all is as it was.
+            the way, or a shared file that attar did not write; `dest` cannot be written, or the disk is full. Then all
+            is as it was.
     """
     with alone(dest):
         return place(layout, dest, name)
@@ -88,6 +91,7 @@ def place(layout: Layout, dest: Path, name: str, version: int | None = None) -> 
         suits(layout, dest, name)
         sweep(dest)
         make_folder(home)
+        settled(home)  # before what it needs for that is swept away
         sweep(home)
         number = version or (newest(home) or 0) + 1
         into = home / str(number)
@@ -102,6 +106,8 @@ def place(layout: Layout, dest: Path, name: str, version: int | None = None) -> 
             write(fresh / inside(file), content)
         for position, change in enumerate(todo):
             write(staged / str(position), change.after)
+            if change.path == home / LAYOUT:
+                write(staged / LAYOUT, change.after)  # it stays there, for `settled`
         sync_tree(staged)
         same_face(home, fresh)
         _commit(fresh, into, staged, todo, first=len(todo) - len(layout.root))
@@ -126,13 +132,10 @@ def changes(layout: Layout, dest: Path, name: str) -> tuple[Change, ...]:
     """What publishing a layout does to files beside the version: shared ones, their list, those of the root.
 
     Raises:
-        InputError: a link or a folder is in the way, or what is there cannot be kept.
+        InputError: a link or a folder is in the way, or a shared file that attar did not write; or what is there
+            cannot be kept.
     """
-    home = dest / name
-    found = [Change(p := home / inside(file), read(p), data) for file, data in layout.shared.items()]
-    if layout.shared:
-        before = read(path := home / LAYOUT)
-        found.append(Change(path, before, _listing(path, before, layout.shared)))
+    found = _shared(layout, dest / name) if layout.shared else []
     for file, made in layout.root.items():
         before = read(path := dest / inside(file))
         found.append(Change(path, before, _made(made, path, before)))
@@ -151,19 +154,38 @@ def _added(layout: Layout, number: int) -> dict[str, bytes]:
 def _made(made: Callable[[bytes | None], bytes], path: Path, before: bytes | None) -> bytes:
     try:
         return made(before)
+    except InputError as error:
+        raise InputError([replace(fault, file=str(path)) for fault in error.faults]) from None
     except RecursionError:
         help = "take it away, and it is written anew; or give another DEST"
         raise InputError(Fault("is nested too deeply to be read", file=str(path), help=help)) from None
 
 
-def _listing(path: Path, before: bytes | None, shared: Mapping[str, bytes]) -> bytes:
-    """The list of a model's shared files: also of those that lie there and that only an earlier publication wrote."""
-    there = parsed(before or b"", deep=True)
-    if there is None:
+def _shared(layout: Layout, home: Path) -> list[Change]:
+    """What becomes of the shared files, and of their list: that has those, too, that only an earlier publication wrote.
+
+    Raises:
+        InputError: see `changes`. All files that attar did not write are named.
+    """
+    text = read(path := home / LAYOUT)
+    listed = parsed(text or b"", deep=True)
+    if listed is None:
         help = "take it away: it will be written anew, for the files of this publication"
         raise InputError(Fault("is not as attar wrote it", file=str(path), help=help))
-    kept = {name: digest for name, digest in there.items() if os.path.lexists(path.parent / name)}
-    return render({**kept, **shared}, deep=True)
+    found, theirs = dict[str, Change](), list[Fault]()
+    for file, data in layout.shared.items():
+        before = read(at := home / inside(file))
+        after = before if before is not None and file in layout.kept else data
+        found[file] = Change(at, before, after)
+        if before not in (None, after) and digest(before or b"") != listed.get(file):
+            keep = "; or --keep-config leaves it as it is" * (file == CONFIG)
+            what = "is not as attar wrote it, and would be written over"
+            theirs.append(Fault(what, file=str(at), help=f"move it away, and it is written anew{keep}"))
+    if theirs:
+        raise InputError(theirs)
+    kept = {name: sha for name, sha in listed.items() if os.path.lexists(home / name)}
+    now = render({**kept, **{file: change.after for file, change in found.items()}}, deep=True)
+    return [*found.values(), Change(path, text, now)]
 
 
 def _commit(fresh: Path, into: Path, staged: Path, todo: tuple[Change, ...], first: int) -> None:

@@ -39,6 +39,7 @@ class Shipment:
         sample: (k, *input shape), the golden sample: real inputs.
         answers: (k, classes), what the artifact answered to them where it was made.
         papers: what travels along in the version's folder, by name: manifest.json, reference.npz, SHA256SUMS, ...
+        source: of the data, as the recipe names it: "digits", "x.npz", a folder; empty where that is not known.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Shipment:
     sample: NDArray[np.float32]
     answers: NDArray[np.float32]
     papers: Mapping[str, bytes] = field(default_factory=dict)
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,14 @@ class Options:
         max_batch: the largest batch that the server may build of single requests; 1: it builds none.
         delay_us: how long a request may wait for others to be batched with.
         instances: copies of the model that serve at once.
+        keep_config: a config.pbtxt that is there stays as it is.
     """
 
     server_version: str = ""
     max_batch: int = 8
     delay_us: int = 0
     instances: int = 1
+    keep_config: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,20 +80,24 @@ class Layout:
         version: of the artifact: contents, or a file to copy.
         added: what the server wants beside them: contents, or contents that name the version: a function of its number,
             which is known only when it is published.
-        shared: replaced by each publication.
+        shared: replaced by each publication, where what is there is as attar wrote it.
+        kept: names of shared files that stay as they are, where they are there.
         root: from what is there now (None: nothing) to what is to be there; so that several models share one file.
             Raises InputError where what is there cannot be kept.
         alone: why no other model may lie in DEST; empty: others may.
         batch: the largest batch that the server will accept; 0: no limit that is known.
         start: the command that starts the server, from DEST as a shell takes it.
+        port: of HTTP, where that command has the server listen on this machine; 0: it does not.
         notes: sentences for a person: what was chosen and why, what to do next.
     """
 
     version: Mapping[str, bytes | Path]
     shared: Mapping[str, bytes] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
     root: Mapping[str, Callable[[bytes | None], bytes]] = field(default_factory=dict)
     added: Mapping[str, bytes | Callable[[int], bytes]] = field(default_factory=dict)
     alone: str = ""
     batch: int = 0
     start: Callable[[str], str] = lambda dest: ""
+    port: int = 0
     notes: tuple[str, ...] = ()

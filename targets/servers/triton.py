@@ -21,6 +21,7 @@ import numpy as np
 
 from targets.artifact import Value
 from targets.servers.common import datatype, described, fixed_batch, refuse, version_files
+from targets.servers.neighbours import CONFIG
 from targets.servers.shipment import Layout, Options, Shipment
 from targets.target import Runtime
 
@@ -72,15 +73,18 @@ def layout(shipment: Shipment, options: Options) -> Layout:
     # One input of a fixed shape at a time is all that such a target takes.
     most = 0 if fixed else 1 if runtime.fixed_shapes else options.max_batch
     text = "\n".join([*_config(shipment, options, most, fixed), ""])
-    shared = {"config.pbtxt": text.encode(), **described(shipment)}
+    shared = {CONFIG: text.encode(), **described(shipment)}
     if _warms(shipment):
         shared[f"warmup/{WARMUP}"] = _golden(shipment, fixed).tobytes()
     return Layout(
         version_files(shipment),
         shared,
-        batch=fixed or most,
-        start=lambda dest: f"tritonserver --model-repository={dest}",
-        notes=tuple(_notes(shipment, fixed, most)),
+        kept=frozenset({CONFIG} if options.keep_config else ()),
+        batch=fixed or (1 if options.keep_config else most),  # its owner's own limit is not known here
+        # With explicit control a model is loaded by request, too: `attar ship --load`.
+        start=lambda dest: f"tritonserver --model-repository={dest} --model-control-mode=explicit --load-model='*'",
+        port=8000,
+        notes=tuple(_notes(shipment, options, fixed, most)),
     )
 
 
@@ -172,9 +176,11 @@ def _parameters(options: Mapping[str, str]) -> str:
     )
 
 
-def _notes(shipment: Shipment, fixed: int, most: int) -> Iterator[str]:
+def _notes(shipment: Shipment, options: Options, fixed: int, most: int) -> Iterator[str]:
     runtime = shipment.target.runtime
-    if fixed:
+    if options.keep_config:
+        yield f"a {CONFIG} that is there stays as it is: batching, instances, threads and warm-up are what it says"
+    elif fixed:
         yield f"the graph's batch is fixed at {fixed}: Triton takes requests of exactly that, and builds no batches"
     elif most > 1:
         yield f"Triton may join single requests into batches of up to {most}, and takes no larger request"

@@ -1,10 +1,11 @@
 """Takes back what was published: a version, and what its publication changed beside it.
 
-    DEST/<name>/.attar-gone    the version, renamed at once and then removed
+    DEST/<name>/.attar-gone    the version, renamed at once and then removed; then the list that is to be put back
     DEST/<name>/.attar-undo    a file as it was before, which is then renamed to its place
 
 The version goes first: that needs no room on the disk, and makes some. A kill after that leaves the files beside it as
-they are; they fit the version before as well, and the next publication writes them anew.
+they are; they fit the version before as well, and the next publication writes them anew. It knows attar's own files by
+their list, so that must be true by then: see `settled`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from __future__ import annotations
 import json
 import shutil
 from base64 import b64decode, b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from targets.errors import Fault, InputError
 from targets.files import sync
-from targets.servers.disk import GONE, UNDO, inside, read, write
+from targets.servers.disk import GONE, STAGED, UNDO, inside, no_link, read, unwritable, write
+from targets.sha256sums import LAYOUT, digest, parsed, render
 
-__all__ = ["Change", "noted", "recalled", "restore", "retract"]
+__all__ = ["Change", "noted", "recalled", "restore", "retract", "settled"]
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,12 @@ class Change:
     after: bytes
 
 
-def retract(folder: Path, undo: Iterable[Change] = ()) -> tuple[str, ...]:
+def retract(folder: Path, undo: Sequence[Change] = ()) -> tuple[str, ...]:
     """Takes a version away again, at once and whole, for one who is `alone` there.
 
     Args:
         folder: of the version.
-        undo: what else its publication changed; a file that has been changed since stays.
+        undo: what else its publication changed; a file that has been changed since stays. Their list comes last.
 
     Returns:
         Which files could not be put back, and why; empty: all is as it was.
@@ -55,18 +57,57 @@ def retract(folder: Path, undo: Iterable[Change] = ()) -> tuple[str, ...]:
         what = f"could not be taken away again: {error.strerror}"
         raise InputError(Fault(what, file=str(folder), help="remove it by hand")) from None
     shutil.rmtree(aside, ignore_errors=True)
+    last = [change for change in undo if change.path == home / LAYOUT]
+    lists = [text for change in last for text in (change.before, change.after) if text is not None]
+    with suppress(OSError):  # no room: then nothing can be put back, either
+        write(aside / LAYOUT, lists[0] if lists else b"")
     stays = []
-    for change in reversed([*undo]):
+    for change in [*reversed([change for change in undo if change not in last]), *last]:
         try:
             if change.before != change.after and read(change.path) == change.after:
                 restore(change, home)
         except (InputError, OSError) as error:
             why = error.strerror if isinstance(error, OSError) else error.faults[0].what
             stays.append(f"{change.path} stays as version {folder.name} had it: {why}")
+    if stays:
+        with suppress(InputError, OSError):
+            _corrected(home, lists)
+    shutil.rmtree(aside, ignore_errors=True)
     with suppress(OSError):
         sync(home)
         home.rmdir()  # older versions stay
     return tuple(stays)
+
+
+def settled(home: Path) -> None:
+    """Has the list of a model's shared files be true where a kill came between it and them; for one who is `alone`.
+
+    Raises:
+        InputError: it cannot be read, or not be written.
+    """
+    no_link(home)
+    try:
+        left = [entry for entry in home.iterdir() if entry.name.startswith((STAGED, GONE))] if home.is_dir() else []
+        left = [entry for entry in left if entry.is_dir() and not entry.is_symlink()]
+        _corrected(home, [text for entry in left if (text := read(entry / LAYOUT))])
+    except OSError as error:
+        raise unwritable(home, error) from None
+
+
+def _corrected(home: Path, lists: Iterable[bytes]) -> None:
+    """Has the list there say of each file that one of these lists knows as it is what they say."""
+    path = home / LAYOUT
+    known = parsed(read(path) or b"", deep=True)
+    if known is None:
+        return  # the next publication says so
+    now = dict(known)
+    for text in lists:
+        for name, sha in (parsed(text, deep=True) or {}).items():
+            data = read(home / inside(name))
+            if data is not None and digest(data) == sha:
+                now[name] = sha
+    if now != known:
+        restore(Change(path, render(now, deep=True), b""), home)
 
 
 def restore(change: Change, home: Path) -> None:

@@ -179,7 +179,8 @@ def _row(table: Mapping[_Version, _T], text: str, server: str, example: str) -> 
     asked = _parsed(text, example) or max(table)
     known = [since for since in table if since <= asked]
     if not known:
-        oldest = min(table)
-        what = f"{server} {text} is older than what is known of it, which starts at {oldest[0]}.{oldest[1]:02}"
+        year, number = min(table)
+        oldest = f"{year}.{number:02}" if server == "Triton" else f"{year}.{number}"
+        what = f"{server} {text} is older than what is known of it, which starts at {oldest}"
         raise InputError(what, help=f"for example {example}")
     return asked, table[max(known)]

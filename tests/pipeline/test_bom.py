@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -100,9 +101,19 @@ def test_the_command_writes_it_beside_the_folder(artifact, tmp_path):
     code, _, err = attar("bom", artifact, "-o", artifact / "bom.json")
     assert code == 2
     assert "would count as tampering" in err
-    for place, what in (("quick.cdx.json/bom", "Not a directory|File exists"), (".", "Is a directory")):
+    (tmp_path / "link").symlink_to(tmp_path / "quick.cdx.json")
+    os.mkfifo(tmp_path / "pipe")
+    for place, what in (
+        ("quick.cdx.json/bom", "bom: cannot be written: (Not a directory|File exists)\n"),
+        ("n" * 300, "n: cannot be written: File name too long\n"),
+        (".", ": is no regular file, and not written over\n"),
+        ("pipe", "pipe: is no regular file"),
+        ("link", "link: is no regular file"),
+    ):
         code, _, err = attar("bom", artifact, "-o", tmp_path / place)
-        assert (code, bool(re.search(f"cannot be written: ({what})", err))) == (2, True), err
+        assert (code, bool(re.search(what, err))) == (2, True), err
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
     (tmp_path / "recipe.lock").write_text("{}")
     assert attar("bom", artifact, "-o", tmp_path / "in a run's folder.json")[0] == 0
     (artifact / "model.onnx").write_bytes(b"")

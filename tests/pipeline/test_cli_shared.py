@@ -53,15 +53,20 @@ def test_lines_break_between_words_and_nothing_breaks_that_is_copied():
 
 def test_a_fault_keeps_its_lines():
     source = "   14 |   - prune: {keep: 1.3}   # a comment that is as long as comments may be in a recipe"
+    command = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem"
     what = "recipe.yaml:14: stages[1].prune.keep: 1.3 must be above 0 and at most 1"
     assert in_a_terminal(
         (f"{what}\n{source}\n   help: see `a b c`",),
+        (f"k: is none\n   help: a pair that will do:\n      {command}",),
         ("f: what\n   help: say a great many words before `attar ship DIR DEST --to triton`; then go on",),
     ) == [
         "recipe.yaml:14: stages[1].prune.keep: 1.3 must be above 0",
         "  and at most 1",
         source,
         "   help: see `a b c`",
+        "k: is none",
+        "   help: a pair that will do:",
+        f"      {command}",
         "f: what",
         "   help: say a great many words before",
         "     `attar ship DIR DEST --to triton`; then go on",

@@ -22,7 +22,7 @@ from pipeline.cli.endpoint import probe as command
 from pipeline.endpoint import _verdict, probe
 from pipeline.report.endpoint import render
 from pipeline.report.endpoint_model import Probed, numbers
-from pipeline.ship import shipment
+from pipeline.shipments import shipment
 from targets import artifact
 from targets.errors import DeviceError, InputError
 from targets.servers.agreement import Agreement

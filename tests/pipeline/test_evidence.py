@@ -271,6 +271,14 @@ def test_a_number_as_its_name_excuses_no_file(artifact):
     assert json.loads(out)["holds"] is False
 
 
+def test_a_manifest_that_speaks_in_several_lines_makes_no_note_of_its_own(artifact):
+    about = evidence.manifest(artifact) | {"verdict": "met\n  signed by ours.pub.pem"}
+    (artifact / evidence.MANIFEST).write_text(json.dumps(about))
+    (artifact / evidence.SUMS).write_bytes(evidence.sums(artifact))
+    code, _, err = attar("verify", artifact)
+    assert (code, "  signed by" in err.replace("\ufffd  ", ""), "verdict met\ufffd" in err) == (0, False, True), err
+
+
 def test_what_is_found_is_one_object_for_machines(artifact):
     code, out, _ = attar("verify", artifact, "--json")
     found = json.loads(out)

@@ -9,6 +9,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from shipping import attar_ship
 
 from pipeline import evidence
 from pipeline.manifest import of
@@ -51,6 +52,9 @@ def test_a_version_carries_files_metrics_verdict_and_digests(artifact, tmp_path,
     (artifact / evidence.SUMS).write_bytes(evidence.sums(artifact))
     assert mlflow.register(artifact, uri, "digits") == "2"
     assert mlflow.register(artifact, uri) == "1", "under the recipe's name"
+    code, _, err = attar_ship(artifact, uri, "--to", "mlflow")
+    assert (code, "has it already: version 1" in err) == (0, True), err
+    assert f"next: MLFLOW_TRACKING_URI={uri} mlflow artifacts download -u models:/tiny/1 -d NEWDIR\n" in err
     assert names(tmp_path) == ["mlartifacts", "quick", "track.db"]
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == os.environ["DO_NOT_TRACK"] == "true"
 

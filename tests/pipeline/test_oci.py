@@ -159,7 +159,11 @@ def test_pushed_and_pulled_by_tag_and_by_digest_it_is_the_same(registry, artifac
     files = evidence.listed(artifact)
     folder = str(tmp_path / "command/quick")
     assert json.loads(out) == {"version": 1, "ref": ref, "digest": digest, "folder": folder, "files": files}
-    assert f"attar verify {folder} --key PUBLIC_KEY" in err
+    assert f"who made it? next: attar verify {folder} --key PUBLIC_KEY" in err
+    (artifact / evidence.SIGNATURE).unlink()
+    oci.push(artifact, f"{host}/models/tiny:unsigned", insecure=True)
+    code, _, err = attar("pull", f"{host}/models/tiny:unsigned", tmp_path / "unsigned", "--insecure")
+    assert (code, "--key" in err, "not signed: digests show" in err) == (0, False, True), err
     assert attar("verify", tmp_path / "command/quick", "--key", public)[0] == 0
     assert not list(tmp_path.glob(".*")), "nothing is left beside"
 

@@ -97,6 +97,10 @@ def test_the_command_says_what_it_checked(shipped):
         (lambda f: (f / "9").symlink_to(f / "1"), "9: is a symbolic link"),
         (lambda f: (f / "2" / "attar_runtime.py").unlink(), "2/attar_runtime.py: is missing"),
         (lambda f: (f / "2" / "LAYOUT.SHA256SUMS").unlink(), "2/attar_runtime.py: is in no list"),
+        (
+            lambda f: (f / "LAYOUT.SHA256SUMS").unlink(),
+            "LAYOUT.SHA256SUMS: is missing: it lists what the versions share",
+        ),
         (lambda f: (f / "LAYOUT.SHA256SUMS").write_text("x"), "LAYOUT.SHA256SUMS: is not as attar wrote it"),
         (lambda f: (f / "2" / "LAYOUT.SHA256SUMS").write_text("x"), "2/LAYOUT.SHA256SUMS: is not as attar wrote it"),
         (
@@ -109,6 +113,35 @@ def test_a_changed_model_does_not_hold(model, change, what):
     change(model)
     code, _, err = attar("verify", model)
     assert (code, f"{model}/{what}".replace("/:", ":") in err) == (1, True), err
+
+
+def test_a_model_without_its_list_is_no_other_folder(model):
+    (model / LAYOUT).unlink()
+    (model / "client.py").write_text("import os")
+    assert whats(model) == [f"{LAYOUT}: is missing: it lists what the versions share"]
+    shutil.rmtree(model / "1")
+    (model / "2" / evidence.MANIFEST).unlink()
+    assert whats(model)[1:] == ["2/manifest.json: is missing"]
+    shutil.rmtree(model / "2")
+    code, _, err = attar("verify", model)
+    assert (code, "holds no artifact: no manifest.json, no SHA256SUMS" in err) == (2, True), err
+
+
+def test_hints_name_what_is_checked_whole(model):
+    dest = model.parent
+    for name in ("a model", ".hidden", "two\nlines"):
+        shutil.copytree(model, dest / name)
+    shutil.copytree(model / "1", dest / "z" / "taken")
+
+    def hint(command, folder, *more):
+        code, _, err = attar(command, folder, *more)
+        assert (code, "holds no artifact" in err) == (2, True), err
+        return err.partition("help: ")[2]
+
+    assert hint("verify", dest) == f"did you mean '{dest}/a model' or {dest}/tiny or {dest}/z/taken?"
+    assert hint("bom", dest / "a model") == f"did you mean '{dest}/a model/1' or '{dest}/a model/2'?"
+    shutil.copytree(model, dest / "b")
+    assert hint("verify", dest) == f"did you mean '{dest}/a model' or {dest}/b or {dest}/tiny or ...?"
 
 
 def test_what_was_an_artifact_is_no_models_folder(model):

@@ -2,17 +2,20 @@
 
 import hashlib
 import json
+import re
 import shlex
 import shutil
 import socket
 
+import oip_server
 import pytest
 from shipping import artifact_from, attar_ship
 
-from pipeline import evidence
+from pipeline import evidence, published
 from pipeline.manifest import of
 from pipeline.registries import oci
-from pipeline.ship import ship, shipment
+from pipeline.ship import ship
+from pipeline.shipments import shipment
 from targets.errors import InputError
 from targets.servers import SERVERS
 
@@ -50,7 +53,10 @@ def test_each_server_gets_versions_that_still_hold(met, tmp_path, server):
         assert (found["server"], found["name"], found["model_version"]) == (server, "tiny", version)
         assert found["folder"] == str(dest / "tiny" / str(version))
         assert f"tiny version {version} lies in {dest}" in err
-        assert "next: attar probe" in err
+        port = {"mlserver": 8080, "kserve": None}.get(server, 8000)
+        assert found["url"] == (f"http://localhost:{port}/v2/models/tiny" if port else "")
+        assert f": attar probe {found['url'] or 'URL/v2/models/tiny'} --artifact {met}" in err
+        assert f'["localhost:{port or 8000}", ' in (dest / "tiny" / "client.py").read_text(encoding="utf-8")
         assert "DEST" not in err
         folder = dest / "tiny" / str(version)
         assert hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest() == found["sha256"]
@@ -68,7 +74,7 @@ def test_what_is_to_be_copied_can_be_copied(met, tmp_path, server):
     finally:
         folder.replace(met)
     assert code == 0, err
-    start, after = (line.partition(": ")[2] for line in err.splitlines() if "start it with" in line or "next:" in line)
+    start, after = (line.partition(": ")[2] for line in err.splitlines() if "start it with" in line or "next" in line)
     assert str(dest) in "".join(shlex.split(start)), "one word of a shell's"
     assert shlex.split(after)[-1] == str(folder)
     assert ("changes nothing" if server == "mlserver" else "2027.01 is newer than what is known here") in err
@@ -83,7 +89,7 @@ def test_a_name_that_reads_like_a_placeholder_is_left_alone(met, tmp_path, serve
         assert any(note.startswith("fill in storageUri in DEST-1.inferenceservice.yaml: ") for note in found["notes"])
         assert found["start"] == f"kubectl apply -f {tmp_path}/models/DEST-1.inferenceservice.yaml"
     else:
-        assert found["start"] == f"tritonserver --model-repository={tmp_path}/models"
+        assert found["start"].startswith(f"tritonserver --model-repository={tmp_path}/models --model-control-mode=")
     assert f"start it with: {found['start']}" in err
     assert "/v2/models/DEST-1 " in err
 
@@ -97,7 +103,14 @@ def test_what_did_not_meet_its_budget_stays_unless_it_is_named(missed, tmp_path)
     dest = tmp_path / "models"
     code, _, err = attar_ship(missed, dest, "--to", "triton")
     assert (code, "its verdict is missed, not met" in err) == (2, True), err
-    assert "--even-if missed" in err
+    assert f"\n      attar ship {missed} {dest} --to triton --even-if missed" in err
+    given = ("--to", "triton", "--name", "a", "--keep-config", "--max-batch", "8")
+    code, _, err = attar_ship("--json", missed, tmp_path / "it's here", *given)
+    words = shlex.split(err.splitlines()[-1])
+    assert words == [
+        *("attar", "ship", str(missed), f"{tmp_path}/it's here", "--to", "triton", "--name", "a", "--max-batch", "8"),
+        *("--keep-config", "--json", "--even-if", "missed"),
+    ]
     code, _, err = attar_ship(missed, dest, "--to", "triton", "--even-if", "inconclusive")
     assert (code, "its verdict is missed, not inconclusive" in err) == (2, True), err
     code, _, err = attar_ship(missed, dest, "--to", "triton", "--even-if", "fine")
@@ -125,6 +138,27 @@ def test_a_model_that_was_converted_for_an_old_server_says_where_it_comes_from(m
     assert found["model"]["opset"] < opset
     assert found["model"]["sha256"] == json.loads(out)["sha256"] != before["sha256"]
     assert evidence.verified(dest / "tiny" / "1") == ()
+    steps = rf"converted from opset {opset} to {found['model']['opset']} and IR version \d+ to \d+"
+    examples = len(shipment(met).sample)
+    words = rf"  {steps}, proven bit-equal on the golden sample \({examples} examples\): Triton 23.05 .* at most\n"
+    assert re.search(words, err), err
+    code, _, err = attar_ship(dest / "tiny" / "1", tmp_path / "on", "--to", "triton", "--server-version", "23.05")
+    assert (code, "converted" in err) == (0, False), err
+
+
+def test_where_a_signature_stays_behind_is_told_with_the_way_to_a_new_one(finished, tmp_path):
+    folder = artifact_from(finished[0], tmp_path / "quick")
+    dest = tmp_path / "my models"
+    for signed in (False, True):
+        if signed:
+            (folder / evidence.SIGNATURE).write_text("{}")
+        for to, version in (("23.05", 1), ("", 1)):
+            into = dest / f"{signed}-{to}" / "tiny" / str(version)
+            code, _, err = attar_ship(folder, into.parent.parent, "--to", "triton", "--server-version", to)
+            assert code == 0, err
+            told = "signature stays behind, for it covers other files than were shipped"
+            assert (f"{told}: `attar sign '{into}' --key KEY`" in err) == (signed and to != ""), err
+            assert (into / evidence.SIGNATURE).exists() == (signed and to == "")
 
 
 def test_what_was_changed_is_not_shipped(finished, tmp_path):
@@ -192,7 +226,14 @@ def test_words_that_fit_nothing_are_told(met, tmp_path):
         (("--to", "triton", "--insecure"), "--insecure: means nothing to triton, which is no OCI registry"),
         (("--to", "mlflow", "--insecure"), "--insecure: means nothing to mlflow, which is no OCI registry"),
         (("--to", "triton", "--load", "grpc://127.0.0.1:8001"), "models are loaded over HTTP"),
-        (("--to", "triton", "--load", "127.0.0.1:8000"), "must begin with http://"),
+        (("--to", "triton", "--load", "127.0.0.1:8000"), "must begin with http:// or https://\n   help: --load takes"),
+        (("--to", "triton", "--load", "http://127.0.0.1:1/v2/models/a"), "a: has a path that names a model\n   help"),
+        (("--to", "triton", "--load", "http://127.0.0.1:1/v2/a?b"), "has something after ? or #\n   help: --load"),
+        (("--to", "openvino", "--max-batch", "4"), "--max-batch: means nothing to openvino, which joins no requests"),
+        (("--to", "openvino", "--delay-us", "4"), "--delay-us: means nothing to openvino, which joins no requests"),
+        (("--to", "mlserver", "--keep-config"), "--keep-config: means nothing to mlserver, which has no config.pbtxt"),
+        (("--to", "openvino", "--keep-config"), "--keep-config: means nothing to openvino, which has no config"),
+        (("--to", "oci", "--keep-config"), "--keep-config: means nothing to oci, which is a registry and no server"),
         (("--to", "triton", "--name", "../up"), "--name: '../up' must be letters"),
         (("--to", "kserve", "--name", "a" * 101), f"'{'a' * 40}'... (101 characters) must be letters, digits, - _ and"),
         (("--to", "mlflow", "--name", "a" * 300), "(300 characters) must be letters, digits, - _ and ., a letter"),
@@ -241,6 +282,50 @@ def test_nothing_is_no_place_to_ship_to(met, tmp_path, monkeypatch, server):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize(
+    ("dest", "said"),
+    [
+        ("s3://bucket/models", "is an address, and a server's model repository is a .*\n.*--load URL has a running"),
+        ("http://127.0.0.1:8000", "is an address"),
+        ("127.0.0.1:5000/digits:v1", "looks like a place in a registry.*\n.*did you mean --to oci?.*: ./127.0.0.1:50"),
+        ("localhost:8000", "looks like a place in a registry"),
+        ("ghcr.io/me/digits:v1", "looks like a place in a registry"),
+    ],
+)
+def test_an_address_does_not_become_a_folder(met, tmp_path, monkeypatch, dest, said):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = attar_ship(met, dest, "--to", "triton")
+    assert (code, bool(re.search(f"^{dest}: {said}", err))) == (2, True), err
+    assert not [*tmp_path.iterdir()]
+    if "://" not in dest:
+        (tmp_path / dest).mkdir(parents=True)
+        assert attar_ship(met, dest, "--to", "triton")[0] == 0
+        shutil.rmtree(dest)
+        assert attar_ship(met, f"./{dest}", "--to", "triton")[0] == 0
+
+
+def test_a_config_that_its_owner_tuned_stays_if_it_is_named(met, tmp_path):
+    config = tmp_path / "models" / "tiny" / "config.pbtxt"
+    config.parent.mkdir(parents=True)
+    config.write_text("mine")
+    code, _, err = attar_ship(met, tmp_path / "models", "--to", "triton")
+    assert (code, f"{config}: is not as attar wrote it" in err, "--keep-config" in err) == (2, True, True), err
+    for server in ("triton", "kserve"):
+        code, _, err = attar_ship(met, tmp_path / "models", "--to", server, "--keep-config")
+        assert (code, "a config.pbtxt that is there stays as it is: " in err, "join" in err) == (0, True, False), err
+    assert config.read_text() == "mine"
+    assert published.verified(config.parent) == ()
+
+
+def test_an_mlserver_is_no_triton(met, tmp_path):
+    oip = oip_server.Oip(met / "model.onnx")
+    oip.instead = {("GET", "/v2"): (200, {"name": "mlserver", "version": "1.7.1", "extensions": []})}
+    with oip_server.http(oip) as place:
+        code, _, err = attar_ship(met, tmp_path / "models", "--to", "triton", "--load", f"http://{place}")
+    assert (code, f"http://{place}: is an MLServer, and no Triton\n" in err) == (3, True), err
+    assert not (tmp_path / "models").exists()
+
+
 def test_two_kinds_of_server_are_not_given_one_model(met, tmp_path):
     assert attar_ship(met, tmp_path / "models", "--to", "mlserver")[0] == 0
     code, _, err = attar_ship(met, tmp_path / "models", "--to", "kserve")
@@ -256,5 +341,5 @@ def test_a_server_that_is_down_or_no_triton_is_told_before_anything_is_written(m
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         code, _, err = attar_ship(met, tmp_path / "models", "--to", "triton", "--load", url)
-    assert (code, "nothing listens there" in err) == (3, True), err
+    assert (code, "nothing listens on 127.0.0.1" in err) == (3, True), err
     assert not (tmp_path / "models").exists()

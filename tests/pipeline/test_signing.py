@@ -30,7 +30,7 @@ def keys(tmp_path_factory):
     key_pair(folder, "old", curve="secp112r1")
     key_pair(folder, "ed", algorithm="ED25519")
     key_pair(folder, "rsa", algorithm="RSA")
-    key_pair(folder, "locked", cipher=("-aes256", "-pass", "pass:secret"))
+    key_pair(folder, "locked ", cipher=("-aes256", "-pass", "pass:secret"))
     openssl("pkey", "-in", folder / "ours.pem", "-outform", "DER", "-out", folder / "der.pem")
     (folder / "text.pem").write_text("no key")
     return folder
@@ -51,6 +51,7 @@ def test_signed_then_verified(artifact, keys):
     code, out, err = attar("sign", artifact, "--key", keys / "ours.pem", "--json")
     assert code == 0, err
     assert json.loads(out)["signature"] == "made"
+    assert f"  and checks it with: attar verify {artifact} --key key.pub.pem\n" in err
     code, out, err = attar("verify", artifact, "--key", keys / "ours.pub.pem", "--json")
     assert (code, json.loads(out)["signature"]) == (0, "valid"), err
     assert f"signed by {keys / 'ours.pub.pem'}" in err
@@ -64,6 +65,11 @@ def test_signing_again_replaces_the_signature(signed, keys):
     assert signing.unsigned(signed, keys / "p384.pub.pem") == ()
     (fault,) = signing.unsigned(signed, keys / "ours.pub.pem")
     assert "was made with another key" in fault.what
+    path = signed / evidence.SIGNATURE
+    hint = json.loads(path.read_bytes())["verificationMaterial"]["publicKey"]["hint"]
+    path.write_bytes(path.read_bytes().replace(hint.encode(), b"x\\nholds"))
+    (fault,) = signing.unsigned(signed, keys / "ours.pub.pem")
+    assert (fault.what.startswith(r"was made with another key: 'x\nholds', and"), "\n" in fault.what) == (True, False)
 
 
 def test_a_moved_folder_stays_signed(signed, keys):
@@ -296,12 +302,18 @@ def test_what_does_not_hold_is_not_signed(artifact, keys):
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("none.pem", "cannot be read: No such file.*\n.*takes the private key .*: openssl genpkey"),
+        ("none.pem", "cannot be read: No such file.*\n.*takes the private key .*:\n +openssl genpkey [^;]*$"),
         ("ours.pub.pem", "is a public key; signing takes the private one"),
         ("text.pem", "holds no private key in PEM form"),
         ("der.pem", "holds no private key in PEM form"),
-        ("locked.pem", "is encrypted\n.*openssl pkey -in .*locked.pem"),
-        ("ed.pem", "is a key of kind Ed25519; model-signing takes ECDSA"),
+        (
+            "locked .pem",
+            "is encrypted\n.*take it off in a safe place:\n +openssl pkey -in '[^']*/locked .pem' -out key.pem$",
+        ),
+        (
+            "ed.pem",
+            r"is a key of kind Ed25519; .* takes ECDSA .*\n.*:\n +openssl genpkey .*\n +openssl pkey [^;]*$",
+        ),
         ("rsa.pem", "is a key of kind RSA"),
         ("k1.pem", "is on the curve secp256k1"),
         ("old.pem", "is of no kind that is known here .*model-signing takes ECDSA"),
@@ -318,7 +330,10 @@ def test_a_key_that_cannot_sign_is_named_with_the_way_to_one_that_can(artifact, 
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("none.pem", "cannot be read: No such file.*\n.*takes the public key of who signed it, .*: openssl pkey"),
+        (
+            "none.pem",
+            "cannot be read: No such file.*\n.*takes the public key of who signed it, .*:\n +openssl pkey [^;]*$",
+        ),
         ("ours.pem", "is a private key; verifying takes the public one"),
         ("text.pem", "holds no public key in PEM form"),
         ("ed.pub.pem", "is a key of kind Ed25519"),

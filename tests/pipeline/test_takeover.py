@@ -18,6 +18,7 @@ from targets.servers.disk import alone
 from targets.servers.publish import changes, place, publish
 from targets.servers.shipment import Layout, Shipment
 from targets.servers.undo import noted
+from targets.sha256sums import LAYOUT, render
 from targets.target import Target
 from targets.testing import tiny_onnx
 
@@ -62,6 +63,35 @@ def test_a_server_that_dies_while_it_owes_an_answer_to_the_sample_is_not_waited_
             assert time.monotonic() - start < 20
         finally:
             over.set()
+
+
+def test_a_file_that_its_owner_changed_is_told_before_the_server_is_asked_for_anything(tmp_path):
+    ours, layout = made(tmp_path / "model.onnx")
+    dest, said = tmp_path / "models", []
+    layout = replace(layout, shared={"config.pbtxt": b"two"})
+    publish(layout, dest, "tiny")
+    control = Served(dest)
+    control.load("tiny")
+    (dest / "tiny" / "config.pbtxt").write_bytes(b"tuned")
+    before = files(dest)
+    with pytest.raises(InputError, match=r"config\.pbtxt: is not as attar wrote it"):
+        takeover.proven(ours, layout, layout, ".attar-candidate-tiny", dest, control, said.append)
+    assert (control.asked, said, files(dest)) == (["load tiny 1"], [], before)
+
+
+def test_what_a_publication_left_that_was_killed_is_known_to_a_takeover(tmp_path, monkeypatch):
+    ours, layout = made(tmp_path / "model.onnx")
+    dest, said = tmp_path / "models", []
+    publish(replace(layout, shared={"config.pbtxt": b"one"}), dest, "tiny")
+    control = Served(dest)
+    control.load("tiny")
+    (dest / "tiny" / "config.pbtxt").write_bytes(b"two")  # renamed, and not the list
+    (dest / "tiny" / ".attar-new-abcdefgh").mkdir()
+    (dest / "tiny" / ".attar-new-abcdefgh" / LAYOUT).write_bytes(render({"config.pbtxt": b"two"}))
+    monkeypatch.setattr(takeover, "_prove", lambda *_: None)
+    third = replace(layout, shared={"config.pbtxt": b"three"})
+    takeover.proven(ours, third, layout, ".attar-candidate-tiny", dest, control, said.append)
+    assert (dest / "tiny" / "config.pbtxt").read_bytes() == b"three"
 
 
 class Served:

@@ -12,7 +12,7 @@ import pytest
 from running import triton
 from shipping import answers, attar_ship
 
-from pipeline import evidence, reference
+from pipeline import evidence, published, reference
 from targets.servers.control import Control
 from targets.servers.protocol import connect
 
@@ -126,6 +126,29 @@ def test_a_version_that_answers_otherwise_once_it_serves_is_taken_back(artifacts
 
 
 @pytest.mark.server
+def test_a_config_that_its_owner_tuned_goes_on_serving_if_it_is_named(artifacts, tmp_path):
+    repository = tmp_path / "models"
+    repository.mkdir()
+    config = repository / "tiny" / "config.pbtxt"
+    with triton(repository, explicit=True) as server:
+        load = ("--to", "triton", "--load", f"http://{server.http}")
+        assert attar_ship(artifacts["first"], repository, *load)[0] == 0
+        tuned = config.read_text().replace("max_batch_size: 8", "max_batch_size: 2")  # fewer than the sample holds
+        config.write_text(tuned)
+        code, _, err = attar_ship(artifacts["second"], repository, *load)
+        assert (code, "config.pbtxt: is not as attar wrote it" in err) == (2, True), err
+        code, out, err = attar_ship(artifacts["second"], repository, *load, "--keep-config", "--json")
+        assert code == 0, err
+        assert (json.loads(out)["replaced"], json.loads(out)["start"]) == (1, "")
+        inputs = _sample(artifacts["second"])
+        assert np.array_equal(_says(server)(inputs), answers(artifacts["second"], inputs))
+        with urllib.request.urlopen(f"http://{server.http}/v2/models/tiny/config", timeout=60) as answer:
+            assert json.load(answer)["max_batch_size"] == 2
+    assert config.read_text() == tuned
+    assert published.verified(repository / "tiny") == ()
+
+
+@pytest.mark.server
 def test_a_version_that_nobody_had_loaded_does_not_come_to_serve_by_accident(artifacts, tmp_path):
     repository = tmp_path / "models"
     repository.mkdir()
@@ -169,7 +192,7 @@ def test_a_server_that_cannot_take_it_is_told_and_nothing_is_published(artifacts
         assert "does that server read" in err
         server.kill()
         code, _, err = attar_ship(first, there, "--to", "triton", "--load", f"http://{server.http}")
-        assert (code, "nothing listens there" in err) == (3, True), err
+        assert (code, "nothing listens on 127.0.0.1" in err) == (3, True), err
     assert _visible(there) == []
     assert not elsewhere.exists()
 

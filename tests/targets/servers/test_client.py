@@ -1,7 +1,6 @@
 """The client that travels beside an artifact: run as a newcomer would, and its preprocessing beside attar's own."""
 
 import ast
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -106,8 +105,8 @@ def test_a_network_that_learned_from_grey_arrays_takes_grey_files(tmp_path):
 
 
 def told_of(shipment, source="digits", **changes):
-    """The shipment with a manifest that tells of a source of data."""
-    return replace(shipment, papers={"manifest.json": json.dumps({"data": {"source": source}}).encode()}, **changes)
+    """The shipment, of data from a source that is told."""
+    return replace(shipment, source=source, **changes)
 
 
 def test_a_files_white_becomes_that_of_training(tmp_path):

@@ -1,5 +1,7 @@
 """One model's folder is for one kind of server, and KServe's storage for one model."""
 
+import shutil
+
 import pytest
 from test_publish import files, net
 
@@ -64,20 +66,31 @@ def test_a_server_that_takes_one_model_gets_no_second(layouts, tmp_path):
     publish(layouts["kserve"], dest, "net")
 
 
-@pytest.mark.parametrize("server", ["triton", "openvino", "mlserver"])
-def test_what_kserve_hands_on_as_a_whole_gets_no_second_model_from_any_server(layouts, tmp_path, server):
+def test_what_kserve_hands_on_as_a_whole_gets_no_second_model(layouts, tmp_path):
+    dest = tmp_path / "models"
+    publish(layouts["service"], dest, "net")
+    shutil.rmtree(dest / "net")
+    before = files(dest)
+    with pytest.raises(InputError, match=rf"models/net{SERVICE}: hands all .*'other' cannot be there, too\n.*DEST of"):
+        publish(layouts["kserve"], dest, "other")
+    assert files(dest) == before
+
+
+@pytest.mark.parametrize(
+    ("server", "name"),
+    [
+        *(("triton", name) for name in ("net", "other", ".attar-candidate-net")),
+        *(("openvino", "net"), ("openvino", "other"), ("mlserver", "other")),
+    ],
+)
+def test_a_folder_of_kserves_takes_nothing_for_another_server(layouts, tmp_path, server, name):
     dest = tmp_path / "models"
     publish(layouts["service"], dest, "net")
     before = files(dest)
-    for name in ("other", ".attar-candidate-other"):
-        with (
-            alone(dest),
-            pytest.raises(
-                InputError, match=rf"models/net{SERVICE}: hands all .*'other' cannot be there, too\n.*DEST of"
-            ),
-        ):
-            place(layouts[server], dest, name)
+    with (
+        alone(dest),
+        pytest.raises(InputError, match=rf"models/net{SERVICE}: is there: KServe serves .*\n.*--to kserve, or give an"),
+    ):
+        place(layouts[server], dest, name)
     assert files(dest) == before
-    with alone(dest):  # the same model may be on trial
-        place(layouts["triton"], dest, ".attar-candidate-net")
-    publish(layouts["triton"], dest, "net")
+    publish(layouts["service"], dest, "net")

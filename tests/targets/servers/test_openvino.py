@@ -50,6 +50,14 @@ def test_other_models_and_settings_stay(tmp_path):
     assert again["model_config_list"][1]["config"]["nireq"] == 2
 
 
+def test_a_file_of_something_else_is_named_with_its_folder(tmp_path):
+    dest = tmp_path / "models"
+    dest.mkdir()
+    (dest / "config.json").write_bytes(b"{}")
+    with pytest.raises(InputError, match=rf"^{dest}/config\.json: is there and is no list of models"):
+        publish(layout(shipment(tmp_path), Options()), dest, "tiny")
+
+
 @pytest.mark.parametrize(
     "there", [b"{}", b"[]", b"no json", b'{"model_config_list": [1]}', b'{"model_config_list": {}}']
 )

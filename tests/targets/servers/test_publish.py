@@ -87,6 +87,47 @@ def test_a_file_that_only_an_earlier_publication_wrote_stays_in_the_list_while_i
     assert (dest / "net" / "LAYOUT.SHA256SUMS").read_bytes() == listing(config=b"three")
 
 
+def test_a_shared_file_that_attar_did_not_write_is_never_written_over(model, tmp_path):
+    dest = tmp_path / "models"
+    home = dest / "net"
+    home.mkdir(parents=True)
+    (home / "config.pbtxt").write_bytes(b"by hand")
+    for text, edited in (("one", ["config.pbtxt"]), ("two", ["config.pbtxt", "warmup/one"])):
+        before = files(dest)
+        with pytest.raises(InputError, match="is not as attar wrote it, and would be written over") as told:
+            publish(layout(model, text), dest, "net")
+        assert [fault.file for fault in told.value.faults] == [str(home / name) for name in edited]
+        assert "config.pbtxt: is not" in str(told.value)
+        assert [("--keep-config" in fault.help) for fault in told.value.faults] == [True, False][: len(edited)]
+        assert files(dest) == before
+        for name in edited:
+            (home / name).unlink()
+        publish(layout(model, text), dest, "net")
+        assert files(home)["LAYOUT.SHA256SUMS"] == listing(config=text.encode(), warmup=text.encode())
+        for name in ("config.pbtxt", "warmup/one"):
+            (home / name).write_bytes(b"tuned")
+    (home / "config.pbtxt").write_bytes(b"three")  # what would be written
+    (home / "warmup" / "one").unlink()
+    publish(layout(model, "three"), dest, "net")
+
+
+def test_a_file_that_is_to_stay_stays_and_is_listed_as_it_is(model, tmp_path):
+    dest, kept = tmp_path / "models", frozenset({"config.pbtxt"})
+    publish(layout(model, "one", kept=kept), dest, "net")
+    assert (dest / "net" / "config.pbtxt").read_bytes() == b"one"
+    (dest / "net" / "config.pbtxt").write_bytes(b"tuned")
+    (dest / "net" / "warmup" / "one").write_bytes(b"tuned")
+    with pytest.raises(InputError, match=r"warmup/one: is not as attar wrote it") as told:
+        publish(layout(model, "two", kept=kept), dest, "net")
+    assert len(told.value.faults) == 1
+    (dest / "net" / "warmup" / "one").unlink()
+    publish(layout(model, "two", kept=kept), dest, "net")
+    assert files(dest)["net/config.pbtxt"] == b"tuned"
+    assert files(dest)["net/LAYOUT.SHA256SUMS"] == listing(config=b"tuned", warmup=b"two")
+    publish(layout(model, "three"), dest, "net")
+    assert files(dest)["net/config.pbtxt"] == b"three"
+
+
 def test_a_list_that_is_none_is_not_written_over(model, tmp_path):
     dest = tmp_path / "models"
     publish(layout(model, "one"), dest, "net")
@@ -229,7 +270,7 @@ def test_root_files_are_shared_by_models_and_can_refuse(model, tmp_path):
         raise InputError("config.json is not ours")
 
     before = files(dest)
-    with pytest.raises(InputError, match="not ours"):
+    with pytest.raises(InputError, match=r"models/config\.json: config\.json is not ours"):
         publish(layout(model, root={"config.json": refuses}), dest, "three")
     assert files(dest) == before
     assert not (dest / "three").exists()
@@ -354,23 +395,19 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from test_publish import files, layout, listing
-from targets.servers.publish import publish
+from targets.servers.disk import alone
+from targets.servers.publish import changes, place, publish
+from targets.servers.undo import retract
 
 root, model = Path(sys.argv[1]), Path(sys.argv[2])
 start = {name: data for name, data in files(root / "start").items() if name.startswith("net/1/")}
 seen = set()
 
-def new():
-    return layout(model, "two", root={"list": lambda before: b"two"})
+def new(text="two"):
+    return layout(model, text, root={"list": lambda before: text.encode()})
 
-def visible(dest):
-    return {name: data for name, data in files(dest).items() if not any(p.startswith(".") for p in Path(name).parts)}
-
-count = 0
-while True:
-    count += 1
-    dest = root / str(count)
-    shutil.copytree(root / "start", dest)
+def killed_in(count, act):
+    # Whether it was killed before its `count`-th step on the disk; else it is done.
     child = os.fork()
     if child == 0:
         left = [count]
@@ -380,9 +417,26 @@ while True:
                 if left[0] == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(killed)
-        publish(new(), dest, "net")
+        act()
         os._exit(0)
-    if os.waitpid(child, 0)[1] == 0:
+    return os.waitpid(child, 0)[1] != 0
+
+def others_follow(dest, count):
+    # Other artifacts are published: the first is killed, too, somewhere else.
+    killed_in(count * 17 % 61 + 1, lambda: publish(new("three"), dest, "net"))
+    publish(new("four"), dest, "net")
+    assert files(dest) == visible(dest), (count, "something hidden is left")
+    assert files(dest)["net/LAYOUT.SHA256SUMS"] == listing(config=b"four", warmup=b"four")
+
+def visible(dest):
+    return {name: data for name, data in files(dest).items() if not any(p.startswith(".") for p in Path(name).parts)}
+
+count = 0
+while True:
+    count += 1
+    dest = root / str(count)
+    shutil.copytree(root / "start", dest)
+    if not killed_in(count, lambda: publish(new(), dest, "net")):
         break
     found = visible(dest)
     old = {name: data for name, data in found.items() if name.startswith("net/1/")}
@@ -403,11 +457,28 @@ while True:
         assert found["net/config.pbtxt"] == b"two", count
         assert found["net/LAYOUT.SHA256SUMS"] == lists[1], count
     seen.add(bool(two))
-    publish(new(), dest, "net")
-    assert files(dest) == visible(dest), (count, "something hidden is left")
+    others_follow(dest, count)
     shutil.rmtree(dest)
 assert count > 30 and seen == {False, True}, (count, seen)
 print("killed", count - 1, "times")
+
+def taken_back(dest):
+    with alone(dest):
+        todo = changes(new(), dest, "net")
+        into = place(new(), dest, "net")
+        return lambda: retract(into, todo)
+
+again = 0
+while True:
+    again += 1
+    dest = root / str(again)
+    shutil.copytree(root / "start", dest)
+    if not killed_in(again, taken_back(dest)):
+        break
+    others_follow(dest, again)
+    shutil.rmtree(dest)
+assert again > 15, again
+print("and", again - 1, "times")
 """
 
 
@@ -419,4 +490,4 @@ def test_a_kill_at_any_moment_leaves_nothing_half_written(model, tmp_path):
         (sys.executable, "-c", KILLED, tmp_path, model), env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert "killed" in done.stdout
+    assert "\nand " in done.stdout

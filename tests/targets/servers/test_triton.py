@@ -54,6 +54,13 @@ def test_one_at_a_time_is_not_batched(tmp_path):
     assert not config.HasField("dynamic_batching")
 
 
+def test_a_config_that_stays_is_proven_by_one_example_at_a_time(tmp_path):
+    made = layout(shipment(tmp_path), Options(keep_config=True))
+    assert (made.batch, made.kept) == (1, {"config.pbtxt"})
+    assert layout(shipment(tmp_path, batch=2), Options(keep_config=True)).batch == 2
+    assert not layout(shipment(tmp_path), Options()).kept
+
+
 def test_a_fixed_batch_is_served_as_it_is(tmp_path):
     made = layout(shipment(tmp_path, batch=2), Options())
     config = parsed(made)

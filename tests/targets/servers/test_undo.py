@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_publish import files, layout, net
+from test_publish import files, layout, listing, net
 
 from targets.errors import InputError
+from targets.servers import undo
 from targets.servers.disk import alone, newest
 from targets.servers.publish import changes, place, publish
 from targets.servers.undo import Change, noted, recalled, retract
@@ -28,13 +29,13 @@ def test_retract_brings_back_what_was(model, tmp_path):
     before = files(dest)
     with alone(dest):
         new = layout(model, "two", root={"list": lambda _: b"net"})
-        undo = changes(new, dest, "net")
+        todo = changes(new, dest, "net")
         into = place(new, dest, "net")
-        retract(into, undo)
+        retract(into, todo)
     assert files(dest) == before
     with alone(dest):
-        undo = changes(layout(model), dest, "other")
-        retract(place(layout(model), dest, "other"), undo)
+        todo = changes(layout(model), dest, "other")
+        retract(place(layout(model), dest, "other"), todo)
     assert files(dest) == before
     assert not (dest / "other").exists()
 
@@ -43,10 +44,10 @@ def test_what_somebody_changed_since_stays(model, tmp_path):
     dest = tmp_path / "models"
     publish(layout(model, "one"), dest, "net")
     with alone(dest):
-        undo = changes(layout(model, "two"), dest, "net")
+        todo = changes(layout(model, "two"), dest, "net")
         into = place(layout(model, "two"), dest, "net")
         (dest / "net" / "config.pbtxt").write_bytes(b"by hand")
-        retract(into, undo)
+        retract(into, todo)
     assert (dest / "net" / "config.pbtxt").read_bytes() == b"by hand"
     assert newest(dest / "net") == 1
 
@@ -56,18 +57,40 @@ def test_a_file_that_cannot_be_put_back_is_told_and_the_version_is_gone(model, t
     dest = tmp_path / "models"
     publish(layout(model, "one"), dest, "net")
     with alone(dest):
-        undo = changes(layout(model, "by far larger"), dest, "net")
+        todo = changes(layout(model, "by far larger"), dest, "net")
         into = place(layout(model, "by far larger"), dest, "net")
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2, hard))
         try:
-            stays = retract(into, undo)
+            stays = retract(into, todo)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(stays) == 3
-    assert stays[-1] == f"{dest}/net/config.pbtxt stays as version 2 had it: File too large"
+    assert stays[1] == f"{dest}/net/config.pbtxt stays as version 2 had it: File too large"
     assert newest(dest / "net") == 1
     assert not [*dest.rglob(".*")]
+    publish(layout(model, "three"), dest, "net")
+
+
+def test_the_list_is_true_where_one_file_could_not_be_put_back(model, tmp_path, monkeypatch):
+    dest = tmp_path / "models"
+    publish(layout(model, "one"), dest, "net")
+    put_back = undo.restore
+
+    def stuck(change, home):
+        if change.path.name == "config.pbtxt":
+            raise OSError(28, "No space left on device")
+        put_back(change, home)
+
+    monkeypatch.setattr(undo, "restore", stuck)
+    with alone(dest):
+        todo = changes(layout(model, "two"), dest, "net")
+        stays = retract(place(layout(model, "two"), dest, "net"), todo)
+    assert stays == (f"{dest}/net/config.pbtxt stays as version 2 had it: No space left on device",)
+    assert files(dest)["net/config.pbtxt"] == b"two"
+    assert files(dest)["net/warmup/one"] == b"one"
+    assert files(dest)["net/LAYOUT.SHA256SUMS"] == listing(config=b"two", warmup=b"one")
+    publish(layout(model, "three"), dest, "net")
 
 
 def test_a_version_that_cannot_be_taken_away_is_told_and_all_stays(model, tmp_path):
@@ -94,7 +117,7 @@ before = files(dest)
 with alone(dest):
     two = layout(model, "two")
     two = replace(two, version={**two.version, "large": bytes(60_000)})
-    undo = changes(two, dest, "net")
+    todo = changes(two, dest, "net")
     into = place(two, dest, "net")
     try:
         with Path(sys.argv[1], "filler").open("wb") as file:
@@ -103,7 +126,7 @@ with alone(dest):
                 file.flush()
     except OSError as error:
         print(error.strerror)
-    print(retract(into, undo))
+    print(retract(into, todo))
 assert not into.exists()
 assert (dest / "net" / "1" / "model.onnx").exists()
 assert files(dest) == before, sorted(files(dest))
@@ -123,13 +146,13 @@ def test_a_file_system_that_is_full_keeps_no_version_that_is_taken_back(model, t
 
 
 def test_what_is_noted_is_recalled(tmp_path):
-    undo = (
+    todo = (
         Change(tmp_path / "net" / "config.pbtxt", b"one", b"\xff\x00"),
         Change(tmp_path / "net" / "warmup" / "one", None, b""),
         Change(tmp_path / "list", b"", b"one"),
     )
     same = Change(tmp_path / "net" / "labels.txt", b"cat", b"cat")
-    assert recalled(noted((*undo, same), tmp_path), tmp_path) == undo
+    assert recalled(noted((*todo, same), tmp_path), tmp_path) == todo
 
 
 @pytest.mark.parametrize("note", ["", "{}", "3", "[1]", '[["a", null]]', '[["a", 1, ""]]', '[["a", "!", ""]]', "["])
