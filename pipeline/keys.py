@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from targets.errors import Fault, InputError
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-
-__all__ = ["MAKE_KEY", "PUBLIC_KEY", "fingerprint", "private", "public"]
+__all__ = ["MAKE_KEY", "PUBLIC_KEY", "Public", "private", "public"]
 
 MAKE_KEY = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem"
 PUBLIC_KEY = "openssl pkey -in key.pem -pubout -out key.pub.pem"
 
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
+
+
+@dataclass(frozen=True)
+class Public:
+    """A public key that was read, once: what came from a pipe does not come again.
+
+    Attributes:
+        path: where it was read.
+        pem: the key in PEM form.
+    """
+
+    path: Path
+    pem: bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the key in PEM form: what a signature says of the key that made it."""
+        return hashlib.sha256(self.pem).hexdigest()
 
 
 def private(path: Path) -> None:
@@ -27,6 +43,9 @@ def private(path: Path) -> None:
         InputError: it cannot, or model-signing is not installed.
     """
     from_file = _key(path, _by("--key takes the private key to sign with; a new one", MAKE_KEY))
+    if not path.is_file():
+        help = "give the file of the key itself: a private key is copied nowhere"
+        raise InputError(Fault("is no regular file, and is read twice", file=str(path), help=help))
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -45,7 +64,7 @@ def private(path: Path) -> None:
     _check_curve(path, key.public_key())
 
 
-def public(path: Path) -> EllipticCurvePublicKey:
+def public(path: Path) -> Public:
     """A public key to verify with.
 
     Raises:
@@ -53,7 +72,7 @@ def public(path: Path) -> EllipticCurvePublicKey:
     """
     from_file = _key(path, _by("--key takes the public key of who signed it, which they get by", PUBLIC_KEY))
     from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
     try:
         key: Any = load_pem_public_key(from_file)
@@ -64,14 +83,8 @@ def public(path: Path) -> EllipticCurvePublicKey:
         what = "is a private key; verifying takes the public one" if private else "holds no public key in PEM form"
         help = _by("from whoever signed; they get it by", PUBLIC_KEY)
         raise InputError(Fault(what, file=str(path), help=help)) from None
-    return _check_curve(path, key)
-
-
-def fingerprint(key: EllipticCurvePublicKey) -> str:
-    """SHA-256 of a public key as a PEM file has it: what a signature says of the key that made it."""
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    return hashlib.sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    _check_curve(path, key)
+    return Public(path, key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
 
 def _key(path: Path, wanted: str) -> bytes:
@@ -88,14 +101,13 @@ def _key(path: Path, wanted: str) -> bytes:
         raise InputError(Fault(f"cannot be read: {error.strerror}", file=str(path), help=wanted)) from None
 
 
-def _check_curve(path: Path, key: Any) -> EllipticCurvePublicKey:
+def _check_curve(path: Path, key: Any) -> None:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
     if not isinstance(key, EllipticCurvePublicKey):
         raise _other_kind(path, f"a key of kind {type(key).__name__.strip('_').removesuffix('PublicKey')}")
     if key.curve.name not in _CURVES:
         raise _other_kind(path, f"on the curve {key.curve.name}")
-    return key
 
 
 def _other_kind(path: Path, kind: str) -> InputError:

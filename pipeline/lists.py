@@ -22,7 +22,6 @@ from targets.files import NotPlainError, opened
 from targets.sha256sums import LAYOUT, SUMS, parsed, render
 
 __all__ = [
-    "AGAIN",
     "MANIFEST",
     "SIGNATURE",
     "UNPROVEN",
@@ -42,7 +41,7 @@ SIGNATURE, MANIFEST = "model.sig", "manifest.json"
 UNPROVEN = ".attar-unproven"
 """In a version's folder until its server was found to answer as the artifact did; see `pipeline.takeover`."""
 
-AGAIN = "take the folder again from the run, or from where it was published"
+_AGAIN = "take the folder again from the run, or from where it was published"
 
 T = TypeVar("T")
 
@@ -162,7 +161,7 @@ def strays(folder: Path, known: Iterable[str]) -> list[Fault]:
             help = f"ship the model again with --load, which takes this version away first; or remove {folder}"
             faults.append(fault(entry, what, help))
         elif entry.name not in known:
-            faults.append(fault(entry, "is in no list: it was added later", f"take it away, or {AGAIN}"))
+            faults.append(fault(entry, "is in no list: it was added later", f"take it away, or {_AGAIN}"))
     return faults
 
 
@@ -201,8 +200,12 @@ def attempt(act: Callable[[], T], faults: list[Fault]) -> T | None:
 
 
 def inside(folder: Path) -> list[Path]:
-    """Folders of artifacts in a folder, at most three deep; but for names that are hidden, or cannot be printed."""
-    found = (path.parent for deep in ("*", "*/*", "*/*/*") for path in sorted(folder.glob(f"{deep}/{MANIFEST}")))
+    """Folders of artifacts in a folder, at most three deep; but for names that are hidden, or cannot be printed. None
+    where it cannot be looked into."""
+    try:
+        found = [path.parent for deep in ("*", "*/*", "*/*/*") for path in sorted(folder.glob(f"{deep}/{MANIFEST}"))]
+    except OSError:
+        return []
     return [path for path in found if not any(map(_odd, path.relative_to(folder).parts))]
 
 
@@ -216,7 +219,7 @@ def no_artifact(
     return InputError(fault(folder, what, f"did you mean {few}?" if named else help))
 
 
-def fault(path: Path, what: str, help: str = AGAIN) -> Fault:
+def fault(path: Path, what: str, help: str = _AGAIN) -> Fault:
     """A fault of a file, or of a folder."""
     return Fault(what, file=str(path), help=help)
 

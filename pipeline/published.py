@@ -18,9 +18,9 @@ from pipeline.lists import Reading, attempt, entries, fault, inside, matches, no
 from targets.errors import Fault
 from targets.servers.neighbours import SETTINGS
 
-__all__ = ["ARTIFACT", "MODEL", "RUN", "accounted", "files", "is_model", "shared", "verified", "versions"]
+__all__ = ["A_MODEL", "A_RUN", "accounted", "files", "is_model", "shared", "verified", "versions"]
 
-RUN, ARTIFACT, MODEL = "a run's folder", "an artifact's folder", "the folder of a published model"
+A_RUN, _AN_ARTIFACT, A_MODEL = "a run's folder", "an artifact's folder", "the folder of a published model"
 
 
 def is_model(folder: Path) -> bool:
@@ -30,7 +30,7 @@ def is_model(folder: Path) -> bool:
     Raises:
         InputError: the folder cannot be looked into.
     """
-    if _any(folder, evidence.SUMS, evidence.MANIFEST, evidence.MODEL) or not folder.is_dir():
+    if _any(folder, evidence.SUMS, evidence.MANIFEST, evidence.MODEL) or not os.path.isdir(folder):  # noqa: PTH112  Path's raises
         return False
     numbered = (_any(version, evidence.SUMS, evidence.MANIFEST) for version in versions(folder))
     return _any(folder, evidence.LAYOUT) or any(numbered)
@@ -105,8 +105,8 @@ def accounted(path: Path) -> Iterator[tuple[Path, str]]:
     """
     for folder in (path, *path.parents):
         if os.path.lexists(folder / "recipe.lock"):
-            yield folder, RUN
+            yield folder, A_RUN
         elif all(os.path.lexists(folder / name) for name in (evidence.MANIFEST, evidence.MODEL)):
-            yield folder, ARTIFACT
+            yield folder, _AN_ARTIFACT
         elif os.path.lexists(folder / evidence.LAYOUT):
-            yield folder, MODEL
+            yield folder, A_MODEL

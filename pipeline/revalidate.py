@@ -29,6 +29,7 @@ from pipeline.validate import (
     turns_with_time,
 )
 from targets.accuracy import accuracy, accuracy_drop, agreement
+from targets.artifact import load as load_model
 from targets.budget import Measurement, Verdict, judge, worst
 from targets.devices import Device
 from targets.documents import Frozen
@@ -98,6 +99,7 @@ def revalidate(
     device = connect(ours) if device is None else device
     model = folder / evidence.MODEL
     kept = reference.parse(artifact.paper(reference.NAME), folder / reference.NAME)
+    kept.fits(load_model(model), folder / reference.NAME)
     examples, found = _accuracy(ours, manifest, model, kept, recipe, device, say)
     models = {"artifact": model} | ({BASELINE: against} if against else {})
     confidence = ours.meter.confidence
@@ -165,11 +167,11 @@ def _accuracy(
             raise InputError(Fault(what, "data", str(recipe), help="leave --recipe out to use the reference examples"))
         examples, labels = f"the whole test split, {n:,} examples", data.test.labels
         ours = outputs(target, {"artifact": model}, (x for x, _ in data.test.batches(64)), device, say)["artifact"]
-    right = kept.baseline_right[: len(labels)]
+    right, found = kept.baseline_right[: len(labels)], accuracy(ours, labels, confidence)
     theirs = np.zeros_like(ours)  # the float teacher's answers, as far as they were kept: right, or another class
     theirs[np.arange(len(labels)), np.where(right, labels, (labels + 1) % ours.shape[1])] = 1
     return examples, {
-        "accuracy": accuracy(ours, labels, confidence),
+        "accuracy": found,
         "accuracy_drop_points": accuracy_drop(theirs, ours, labels, confidence),
         "parity_percent": agreement(kept.outputs, ours[:k], confidence),
     }

@@ -135,7 +135,7 @@ def _apart(dest: Path, name: str) -> None:
     """Refuses a repository in a folder whose files are accounted for: one more would spoil it."""
     at = Path(os.path.realpath(dest))
     for folder, kind in published.accounted(at / name):
-        if folder != at / name or kind != published.MODEL:
+        if folder != at / name or kind != published.A_MODEL:
             help = "give a folder of its own, such as models/; `attar ship` makes it"
             what = f"is {kind}: a model repository in it would spoil it"
             raise InputError(Fault(what, file=str(folder), help=help))

@@ -63,7 +63,7 @@ def leaving(folder: Path, name: str | None = None, *, even_if: str = "", again: 
     model = artifact.load(folder / evidence.MODEL)
     if model.sha256 != taken.digests[evidence.MODEL]:
         raise InputError(Fault(CHANGED, file=str(model.path)))
-    _of_the_model(folder, kept, model)
+    kept.fits(model, folder / reference.NAME)
     ours = Shipment(
         name=chosen,
         model=model,
@@ -85,19 +85,6 @@ def _papers(taken: evidence.Taken) -> dict[str, bytes]:
     if evidence.LAYOUT in signing.named(taken.papers.get(evidence.SIGNATURE, b"")):
         stay.add(evidence.SIGNATURE)
     return {file: data for file, data in taken.papers.items() if file not in stay}
-
-
-def _of_the_model(folder: Path, kept: reference.Reference, model: artifact.Artifact) -> None:
-    """Raises InputError where the golden sample is none of this model's inputs, or its answers none of its outputs."""
-    for kind, found, value in (("input", kept.inputs, model.inputs[0]), ("output", kept.outputs, model.outputs[0])):
-        fits = len(found.shape) == len(value.shape) and all(
-            a == b or not isinstance(b, int) for a, b in zip(found.shape[1:], value.shape[1:], strict=True)
-        )
-        if not fits:
-            what = f"holds {kind}s of shape {found.shape[1:]} for each example, and the model's are "
-            what += f"({', '.join(map(str, value.shape[1:]))})"
-            help = "run its recipe again: `attar run`"
-            raise InputError(Fault(what, file=str(folder / reference.NAME), help=help))
 
 
 def _allowed(folder: Path, verdict: Verdict, even_if: str, again: str) -> None:

@@ -72,20 +72,16 @@ def sign(folder: Path, key: Path) -> Path:
     return signature
 
 
-def unsigned(folder: Path, key: Path) -> tuple[Fault, ...]:
+def unsigned(folder: Path, key: keys.Public) -> tuple[Fault, ...]:
     """Why the folder is not signed by a key: empty if it is, every file in it.
 
     A signature that was given before the artifact was shipped does not cover what a server's layout added since, such
     as the class that MLServer runs. Files that are in no list are `evidence.verified`'s matter, but for what a server's
     Python wrote: that is run, too, and signed by nobody.
 
-    Args:
-        key: public, in a PEM file.
-
     Raises:
-        InputError: the key cannot be used, or model-signing is not installed.
+        InputError: model-signing does not load.
     """
-    public = keys.public(key)
     path = folder / evidence.SIGNATURE
     if not os.path.lexists(path):
         help = "ask who made it to sign it: `attar sign DIR --key KEY`; what was converted for a server needs its own"
@@ -96,9 +92,9 @@ def unsigned(folder: Path, key: Path) -> tuple[Fault, ...]:
         return error.faults
     if bundle is None:
         return (fault(path, "is damaged: not as model-signing wrote it", _AGAIN),)
-    hint, ours = bundle["verificationMaterial"]["publicKey"]["hint"], keys.fingerprint(public)
+    hint, ours = bundle["verificationMaterial"]["publicKey"]["hint"], key.fingerprint
     if hint != ours:
-        what = f"was made with another key: {hint[:16]!r}, and {str(key)!r} is {ours[:16]!r}"
+        what = f"was made with another key: {hint[:16]!r}, and {str(key.path)!r} is {ours[:16]!r}"
         return (fault(path, what, "verify with the public key of who signed it"),)
     if not _holds(folder, path, key):
         return (fault(path, "does not hold: it, or what it was made of, was changed", _AGAIN),)
@@ -111,14 +107,16 @@ def named(signature: bytes) -> frozenset[str]:
     return frozenset() if bundle is None else _covered(bundle)
 
 
-def _holds(folder: Path, signature: Path, key: Path) -> bool:
+def _holds(folder: Path, signature: Path, key: keys.Public) -> bool:
     """Whether the library verifies the signature, and the files that it names."""
-    with _quiet():
+    with _quiet(), tempfile.TemporaryDirectory() as aside:
         from cryptography.exceptions import InvalidSignature
         from model_signing import verifying
 
         verifies: Any = verifying.Config
-        config = verifies().use_elliptic_key_verifier(public_key=key).set_ignore_unsigned_files(True)
+        as_read = Path(aside) / "key.pub.pem"  # the library takes files alone
+        as_read.write_bytes(key.pem)
+        config = verifies().use_elliptic_key_verifier(public_key=as_read).set_ignore_unsigned_files(True)
         try:
             config.verify(folder, signature)
         except (InvalidSignature, ValueError, OSError):

@@ -25,12 +25,12 @@ from targets.errors import AttarError, DeviceError, Fault, InputError
 from targets.files import sync
 from targets.servers.agreement import Agreement, compare, grain_of
 from targets.servers.control import Control
-from targets.servers.disk import alone, newest, no_link, read, unwritable, versions
+from targets.servers.disk import GONE, alone, newest, no_link, read, unwritable, versions
 from targets.servers.protocol import Address, connect
 from targets.servers.protocol_http import HttpEndpoint
 from targets.servers.publish import changes, place, remove
 from targets.servers.shipment import Layout, Shipment
-from targets.servers.undo import Change, noted, recalled, retract, settled
+from targets.servers.undo import Change, forget, noted, recalled, retract, settled
 
 __all__ = ["control_of", "proven"]
 
@@ -161,22 +161,29 @@ def _cleared(home: Path, control: Control, say: Callable[[str], None]) -> int | 
     left = {number: undo for number in versions(home) if (undo := _unproven(home / str(number))) is not None}
     serves = before = max(control.serving(home.name), default=None)
     others = [number for number in versions(home) if number not in left]
-    if serves in left:
-        before = max((number for number in others if number < serves), default=None)
     lies = max(others, default=None)
+    gone = serves not in left and serves == (lies or 0) + 1 and (home / GONE).is_dir()  # and the server was not told
+    if gone:
+        before = lies
+    elif serves in left:
+        before = max((number for number in others if number < serves), default=None)
     if serves and lies != before:
         what = f"holds no version, and version {serves} serves: does that server read {home.parent}?"
-        help = "give the folder that the server reads"
+        call = f"curl -X POST {control.url}/v2/repository/models/{home.name}"
+        help = f"give the folder that the server reads; or have it serve nothing of the model: `{call}/unload`"
         if lies:
             what = f"version {lies} lies there and is not what serves, which is {before or 'none that was proven'}"
             what += f": the server would load {lies} if the new one failed"
-            load = f"curl -X POST {control.url}/v2/repository/models/{home.name}/load"
-            help = f"take {lies} away, or load it yourself: `{load}`"
+            help = f"load {lies} yourself: `{call}/load`; or take it away"
         raise InputError(Fault(what, file=str(home), help=help))
     for number, undo in sorted(left.items(), reverse=True):
         say(f"version {number} was never proven: its `attar ship --load` was killed")
         stays = retract(home / str(number), undo)
         say(_told(number, _back(control, home, before) if serves else _now(control, home), stays))
+        forget(home)
+    if gone:
+        say(_told(f"{serves}, which was never proven,", _back(control, home, before), ()))
+        forget(home)
     return before
 
 
@@ -212,7 +219,9 @@ def _undone(into: Path, undo: tuple[Change, ...], control: Control, before: int 
         stays = retract(into, undo)
     except InputError as error:
         return f"{error}\n   {_back(control, home, None)}"
-    return _told(into.name, _back(control, home, before), stays)
+    now = _back(control, home, before)
+    forget(home)
+    return _told(into.name, now, stays)
 
 
 def _told(number: int | str, now: str, stays: Iterable[str]) -> str:

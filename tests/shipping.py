@@ -60,7 +60,7 @@ def artifact_from(finished, into: Path, *, verdict="", bias=0.0, shift=0.0):
     if bias:
         _biased(into / "model.onnx", bias)
     if bias or shift:
-        kept = reference.load(into / reference.NAME)
+        kept = kept_in(into)
         outputs = answers(into, kept.inputs) if bias else kept.outputs
         changed = reference.Reference(kept.inputs, kept.labels, outputs + np.float32(shift), kept.baseline_right)
         reference.save(changed, into / reference.NAME)
@@ -72,6 +72,12 @@ def artifact_from(finished, into: Path, *, verdict="", bias=0.0, shift=0.0):
     (into / evidence.SUMS).write_bytes(evidence.sums(into))
     assert evidence.verified(into) == ()
     return into
+
+
+def kept_in(folder):
+    """The reference that lies with an artifact."""
+    path = folder / reference.NAME
+    return reference.parse(path.read_bytes(), path)
 
 
 def answers(folder, inputs):

@@ -1,5 +1,6 @@
 """`attar validate`: the artifact of a real run, judged again."""
 
+import hashlib
 import io
 import json
 import re
@@ -124,6 +125,34 @@ def test_what_is_no_artifact_is_one_clear_fault(ran, artifact, break_it, told):
     assert "Traceback" not in done.stderr
 
 
+def change_reference(folder, **changes):
+    """And all digests with it."""
+    path = folder / reference.NAME
+    arrays = vars(parsed(path))
+    np.savez(path, **{name: changes.get(name, lambda a: a)(array) for name, array in arrays.items()})
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    change_manifest(folder, lambda m: m["files"].update({reference.NAME: digest}))
+    assert evidence.verified(folder) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"labels": lambda a: a + 99}, "holds labels from 99 to 102, and answers of 4 classes"),
+        (
+            {"outputs": lambda a: np.concatenate([a, a], 1)},
+            "outputs of shape (8) for each example, and the model's are (4)",
+        ),
+        ({"inputs": lambda a: a[..., :3]}, "holds inputs of shape "),
+    ],
+)
+def test_examples_that_are_none_of_this_model_are_refused_before_it_is_measured(ran, artifact, changes, told):
+    change_reference(artifact, **changes)
+    done = attar("validate", artifact, cwd=ran)
+    assert (done.returncode, told in done.stderr) == (2, True), done.stderr
+    assert not {"Traceback", "measuring"} & set(done.stderr.split())
+
+
 def test_data_that_changed_are_refused(ran, artifact, tmp_path):
     write_tiny(tmp_path)
     with np.load(tmp_path / "tiny.npz") as found:
@@ -149,7 +178,7 @@ def test_a_reference_survives_its_file(tmp_path):
     reference.save(kept(), tmp_path / "a.npz")
     reference.save(kept(), tmp_path / "b.npz")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    found = reference.load(tmp_path / "a.npz")
+    found = parsed(tmp_path / "a.npz")
     for name in ("inputs", "labels", "outputs", "baseline_right"):
         np.testing.assert_array_equal(getattr(found, name), getattr(kept(), name))
 
@@ -157,7 +186,7 @@ def test_a_reference_survives_its_file(tmp_path):
 def test_a_reference_is_cut_to_size(tmp_path):
     reference.save(kept(64, 100, (3, 128, 128)), tmp_path / "a.npz")
     assert (tmp_path / "a.npz").stat().st_size <= 4_000_000
-    found = reference.load(tmp_path / "a.npz")
+    found = parsed(tmp_path / "a.npz")
     assert len(found.labels) == 16, "64 examples have 12 MB of noise, 16 have 3"
     assert len(found.baseline_right) == 100
 
@@ -181,6 +210,10 @@ def npy(array):
     return buffer.getvalue()
 
 
+def parsed(path):
+    return reference.parse(path.read_bytes(), path)
+
+
 def no_references():
     """Bytes that are none, by what numpy or zipfile raise for them."""
     found = kept(2, 3, (3, 4))
@@ -191,12 +224,13 @@ def no_references():
     deflated[60:100] = b"\xff" * 40
     return {
         "BadZipFile": b"PK\x03\x04 nothing",
-        "EOFError": b"",
-        "AttributeError|TypeError": good["inputs"],
+        "BadZipFile: File is not": b"",
+        "BadZipFile: .* not a zip file": good["inputs"],
         "KeyError|is not a file in the archive": zipped({"inputs": good["inputs"]}),
         "error: Error -3|BadZipFile": bytes(deflated),
         "NotImplementedError": zipped(good, at=8, value=99),
         "RuntimeError: .*encrypted": zipped(good, at=6, value=1),
+        "unpacks to 4,295 MB, and 1,000 MB is the most": zipped(good, at=25, value=0x40),
         "MemoryError": zipped(good | {"inputs": header.getvalue()}),
         "holds labels of int64 \\(\\), and they are int64 in one dim": zipped(good | {"labels": npy(np.int64(3))}),
         "holds labels of float64 ": zipped(good | {"labels": npy(np.zeros(2))}),
@@ -204,6 +238,12 @@ def no_references():
         "holds outputs of float32 \\(2,\\)": zipped(good | {"outputs": npy(np.zeros(2, np.float32))}),
         "holds baseline_right of int64": zipped(good | {"baseline_right": npy(np.ones(2, np.int64))}),
         "arrays of different lengths": zipped(good | {"labels": npy(np.zeros(1, np.int64))}),
+        "outputs of float32 \\(2, 1, 5\\), and they are float32 in two dim": zipped(
+            good | {"outputs": npy(found.outputs[:, None])}
+        ),
+        "labels from 0 to 5, and answers of 5 classes": zipped(good | {"labels": npy(np.int64([0, 5]))}),
+        "labels from -1 to 3": zipped(good | {"labels": npy(np.int64([3, -1]))}),
+        "answers that are no finite numbers": zipped(good | {"outputs": npy(found.outputs * np.float32("nan"))}),
     }
 
 
@@ -211,13 +251,13 @@ def no_references():
 def test_what_is_no_reference(tmp_path, said):
     (tmp_path / "a.npz").write_bytes(no_references()[said])
     with pytest.raises(InputError, match=said) as caught:
-        reference.load(tmp_path / "a.npz")
+        parsed(tmp_path / "a.npz")
     (fault,) = caught.value.faults
     assert (fault.file, bool(fault.help)) == (str(tmp_path / "a.npz"), True)
 
 
-def test_a_link_is_no_reference(tmp_path):
-    reference.save(kept(2, 3, (3, 4)), tmp_path / "a.npz")
-    (tmp_path / "b.npz").symlink_to("a.npz")
-    with pytest.raises(InputError, match="is a symbolic link"):
-        reference.load(tmp_path / "b.npz")
+def test_a_reference_that_would_unpack_to_too_much_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "_MAX_UNPACKED", 150_000)
+    found = kept(64, 64, (3, 16, 16))
+    reference.save(reference.Reference(found.inputs * 0, *list(vars(found).values())[1:]), tmp_path / "a.npz")
+    assert len(parsed(tmp_path / "a.npz").labels) == 32, "64 examples have 200 kB of zeros, which take a kilobyte"

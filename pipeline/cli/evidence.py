@@ -16,6 +16,7 @@ from pipeline.cli.shared import AsJson, put_json, say
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pipeline import keys
     from targets.errors import Fault
 
 __all__ = ["bom", "pull", "sign", "verify"]
@@ -55,12 +56,11 @@ def verify(
     """
     from pipeline import keys, published
 
-    if key is not None:
-        keys.public(key)
+    public = keys.public(key) if key is not None else None
     model = published.is_model(folder)
     faults = published.verified(folder)
     each = tuple(one for one in published.versions(folder) if not one.is_symlink()) if model else (folder,)
-    signature, missing, said = _signed(each, key)
+    signature, missing, said = _signed(each, public)
     faults = tuple(dict.fromkeys(faults + missing))  # a list that is damaged is told once
     notes, uncovered = list[str](), list[str]()
     if not faults:
@@ -127,7 +127,7 @@ def bom(
         sys.stdout.write(text)
         return
     for above, kind in published.accounted(Path(os.path.realpath(output.parent))):
-        if kind != published.RUN:
+        if kind != published.A_RUN:
             what = f"lies in {kind} ({str(above)!r}), where a file that is in no list would count as tampering"
             raise InputError(Fault(what, file=str(output), help="write it beside that folder"))
     help = "give a file in a folder that you may write to, with room in it; without -o it goes to standard output"
@@ -181,7 +181,7 @@ def pull(
         )
 
 
-def _signed(folders: tuple[Path, ...], key: Path | None) -> tuple[str, tuple[Fault, ...], list[str]]:
+def _signed(folders: tuple[Path, ...], key: keys.Public | None) -> tuple[str, tuple[Fault, ...], list[str]]:
     """How signatures stand, in a word; what is wrong with them; what a person must know of them."""
     from pipeline import evidence
     from pipeline.signing import unsigned
@@ -190,7 +190,7 @@ def _signed(folders: tuple[Path, ...], key: Path | None) -> tuple[str, tuple[Fau
         faults = tuple(fault for folder in folders for fault in unsigned(folder, key))
         if faults or not folders:
             return "invalid", faults, []
-        return "valid", (), [f"signed by {key}"]
+        return "valid", (), [f"signed by {key.path}"]
     if any(os.path.lexists(folder / evidence.SIGNATURE) for folder in folders):
         told = f"a signature lies there ({evidence.SIGNATURE}), unchecked: give the signer's public key with --key"
         return "unchecked", (), [told]

@@ -23,6 +23,7 @@ from pipeline.manifest import Manifest, of
 from pipeline.registries.login import refused
 from pipeline.report import words
 from targets.errors import DeviceError, InputError
+from targets.sha256sums import digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,6 +37,9 @@ _QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _EXPERIMENT = "attar"
+_FILE = "attar.file."
+"""Begins the names of tags with digests."""
+
 _USER, _PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 
 
@@ -68,10 +72,10 @@ def register(folder: Path, uri: str, name: str = "", *, say: Callable[[str], Non
         told = repr(name) if len(name) <= 200 else f"{name[:40]!r}... ({len(name)} characters)"
         help = "letters, digits, - _ and ., 200 at most"
         raise InputError(f"{told} cannot be the name of a registered model", help=help)
-    about = tags(taken.digests, manifest)
+    about = tags(taken)
     with _client(uri) as client:
         for version in client.search_model_versions(f"name = '{name}'") if _known(client, name) else ():
-            if version.tags.get("attar.file.manifest_json") == about["attar.file.manifest_json"]:
+            if _files(version.tags) == _files(about):
                 say(f"{name} has it already: version {version.version}")
                 return str(version.version)
         return _registered(client, taken, uri, name, metrics(manifest), about, say)
@@ -89,16 +93,21 @@ def metrics(manifest: Manifest) -> dict[str, float]:
     return found
 
 
-def tags(digests: Mapping[str, str], manifest: Manifest) -> dict[str, str]:
-    """Verdict, target and digests of everything; `digests` by the files' names, as of `evidence.Taken`."""
+def tags(taken: evidence.Taken) -> dict[str, str]:
+    """Verdict, target and digests of everything: also of the lists, and of the signature."""
+    manifest, papers = of(taken), {name: digest(data) for name, data in taken.papers.items()}
     return {
         "attar.verdict": manifest.verdict,
         "attar.target": manifest.target.name,
         "attar.version": manifest.attar,
         "attar.recipe.sha256": manifest.recipe.digest,
         "attar.data.sha256": manifest.data.digest,
-        **{f"attar.file.{name.replace('.', '_')}": digest for name, digest in sorted(digests.items())},
+        **{f"{_FILE}{name.replace('.', '_')}": value for name, value in sorted({**taken.digests, **papers}.items())},
     }
+
+
+def _files(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in tags.items() if name.startswith(_FILE)}
 
 
 def _registered(

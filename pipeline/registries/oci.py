@@ -32,6 +32,7 @@ from pipeline.registries.ref import Ref, parse
 from targets.artifact import MAX_BYTES
 from targets.errors import Fault, InputError
 from targets.files import write_atomically
+from targets.target import Target
 
 __all__ = ["ARTIFACT_TYPE", "pull", "push"]
 
@@ -118,8 +119,10 @@ def pull(
         partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
         for name, (digest, size) in layers.items():
             write_atomically(partial / name, registry.blob(digest, size))
-        if faults := evidence.verified(partial / target):
-            raise InputError(faults)
+        about = of(evidence.taken(partial / target))
+        if about.target.name != target:
+            what = f"{at}: the artifact lies in a folder {target!r}, and was judged for {about.target.name!r}"
+            raise InputError(what, help="do not use it; `attar ship DIR --to oci REF` names the folder by the target")
         partial.chmod(0o755)
         partial.replace(place)
     except OSError as error:
@@ -203,7 +206,7 @@ def _layers(at: Ref, text: bytes) -> tuple[str, dict[str, tuple[str, int]]]:
 
     Raises:
         InputError: it is no artifact of attar's; a name is there twice, cannot be printed, or is neither the report's
-            nor that of a file in the target's folder.
+            nor that of a file in the target's folder; no target is called so, or a file beside it is.
     """
     found: dict[str, tuple[str, int]] = {}
     try:
@@ -216,10 +219,12 @@ def _layers(at: Ref, text: bytes) -> tuple[str, dict[str, tuple[str, int]]]:
             fine = re.fullmatch("sha256:[0-9a-f]{64}", digest) and isinstance(size, int) and 0 <= size <= MAX_BYTES
             ours = ours and bool(safe and fine)
             found[name] = (digest, size)
+        (target,) = {name.partition("/")[0] for name in found if name not in _REPORTS}
+        ours = ours and f"{target}/{evidence.MODEL}" in found and target not in (*_REPORTS, "recipe.lock")
+        Target(name=target)  # letters, digits, - _ and .
     except (ValueError, LookupError, TypeError, RecursionError):
         ours = False
-    targets = {name.partition("/")[0] for name in found if name not in _REPORTS}
-    if not ours or len(targets) != 1 or f"{(target := targets.pop())}/{evidence.MODEL}" not in found:
+    if not ours:
         raise InputError(f"{at} is no artifact that attar pushed", help="`attar ship DIR --to oci REF` makes one")
     return target, found
 

@@ -7,6 +7,7 @@ step: up to three steps of its output were seen between x86-64, ARM64, OpenVINO 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -85,7 +86,9 @@ def grain_of(model: Path, answers: NDArray[np.float32]) -> Grain:
     last = next((node for node in graph.node if graph.output[0].name in node.output), None)
     scale = last.input[1] if last is not None and last.op_type == "DequantizeLinear" else ""
     found = [numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == scale]
-    step = float(found[0].max()) if found else spread / 255
+    step = float(found[0].max()) if found and found[0].size else math.nan
+    if not math.isfinite(step):
+        step = spread / 255
     return Grain(step, _STEPS * step)
 
 

@@ -147,16 +147,18 @@ class Control:
         return kind(self._address.host, self._address.port, timeout=timeout_s)
 
     def _wait(self, doing: Future[T], what: str, timeout_s: float) -> None:
-        until, missed = time.monotonic() + timeout_s, 0
+        until, missed, answered = time.monotonic() + timeout_s, 0, False
         while not wait([doing], _STEP_S).done:
-            missed = 0 if self._look() else missed + 1
+            self._lives |= answered  # it still owes: that was no answer given after the one that is awaited
+            reached, answered = self._look()
+            missed = 0 if answered or (reached and not self._lives) else missed + 1
             if missed >= _MISSES:
                 raise self._fault(f"stopped answering while {what} was awaited", "see the server's own log")
             if time.monotonic() > until:
                 raise TimeoutError(f"nothing whole within {timeout_s:g} s")
 
-    def _look(self) -> bool:
-        """Whether the server lives, as far as can be told: any answer is a sign of it."""
+    def _look(self) -> tuple[bool, bool]:
+        """Whether the server was reached, and whether it answered anything: that is a sign that it lives."""
         with closing(self._wire(_HEALTH_S)) as wire:
             reached = False
             try:
@@ -165,10 +167,8 @@ class Control:
                 wire.request("GET", quote(self._address.prefix) + "/v2/health/live")
                 wire.getresponse()
             except (http.client.HTTPException, OSError):
-                reached = reached or wire.sock is not None  # all but TLS, which takes an answer
-                return reached and not self._lives
-        self._lives = True
-        return True
+                return reached or wire.sock is not None, False  # all but TLS, which takes an answer
+        return True, True
 
     def _fault(self, what: str, help: str) -> DeviceError:
         return broken(self._address, what, help)

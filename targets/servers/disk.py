@@ -28,6 +28,7 @@ __all__ = [
     "read",
     "sweep",
     "sync_tree",
+    "take_away",
     "unwritable",
     "versions",
     "write",
@@ -102,10 +103,15 @@ def sweep(folder: Path) -> None:
     """Removes what a publication left that was killed, and nothing else, whatever it is called."""
     for entry in folder.iterdir():
         if _LEFT.fullmatch(entry.name):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+            take_away(entry)
+
+
+def take_away(entry: Path) -> None:
+    """Removes a folder with all that is in it, or a file; of a link only itself."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
 
 
 def versions(home: Path) -> tuple[int, ...]:

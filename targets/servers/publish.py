@@ -1,7 +1,7 @@
 """Writes a layout into a model repository, whole or not at all, while a server may be reading there.
 
     DEST/.attar.lock                  held (flock) by the one who publishes; gone when it is done
-    DEST/<name>/.attar-new-XXXX/      everything that is new, written and flushed to disk; the coming list twice
+    DEST/<name>/.attar-new-XXXX/      everything that is new, written and flushed to disk; for `settled` a list of that
     DEST/<name>/<shared files>        then renamed to its place: shared files, last of them the list of their digests,
     DEST/<name>/<version>/            the version as a whole,
     DEST/<root files>                 and what names the model to the server
@@ -47,7 +47,7 @@ from targets.servers.disk import (
 )
 from targets.servers.neighbours import CONFIG, same_face, suits
 from targets.servers.shipment import Layout
-from targets.servers.undo import Change, restore, settled
+from targets.servers.undo import Change, restore, settled, written
 from targets.sha256sums import LAYOUT, digest, parsed, render
 
 __all__ = ["changes", "place", "publish", "remove"]
@@ -107,7 +107,7 @@ def place(layout: Layout, dest: Path, name: str, version: int | None = None) -> 
         for position, change in enumerate(todo):
             write(staged / str(position), change.after)
             if change.path == home / LAYOUT:
-                write(staged / LAYOUT, change.after)  # it stays there, for `settled`
+                write(staged / LAYOUT, written(todo, home))  # it stays there, for `settled`
         sync_tree(staged)
         same_face(home, fresh)
         _commit(fresh, into, staged, todo, first=len(todo) - len(layout.root))
@@ -115,7 +115,9 @@ def place(layout: Layout, dest: Path, name: str, version: int | None = None) -> 
         raise unwritable(dest, error) from None
     finally:
         if staged is not None:
-            shutil.rmtree(staged, ignore_errors=True)
+            with suppress(InputError, OSError):  # else it stays, and the next one makes the list true by it
+                settled(home)
+                shutil.rmtree(staged, ignore_errors=True)
         if made:
             with suppress(OSError):  # it holds the version now
                 home.rmdir()

@@ -1,11 +1,12 @@
 """Takes back what was published: a version, and what its publication changed beside it.
 
-    DEST/<name>/.attar-gone    the version, renamed at once and then removed; then the list that is to be put back
+    DEST/<name>/.attar-gone    the version, renamed at once and then emptied; two lists: before it, what it wrote
     DEST/<name>/.attar-undo    a file as it was before, which is then renamed to its place
 
 The version goes first: that needs no room on the disk, and makes some. A kill after that leaves the files beside it as
 they are; they fit the version before as well, and the next publication writes them anew. It knows attar's own files by
-their list, so that must be true by then: see `settled`.
+their list, so that must be true by then: see `settled`. What lies aside stays until `forget`: whoever finds it knows
+that a server may not have been told yet.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from pathlib import Path
 
 from targets.errors import Fault, InputError
 from targets.files import sync
-from targets.servers.disk import GONE, STAGED, UNDO, inside, no_link, read, unwritable, write
+from targets.servers.disk import GONE, STAGED, UNDO, inside, no_link, read, take_away, unwritable, write
 from targets.sha256sums import LAYOUT, digest, parsed, render
 
-__all__ = ["Change", "noted", "recalled", "restore", "retract", "settled"]
+__all__ = ["Change", "forget", "noted", "recalled", "restore", "retract", "settled", "written"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Change:
 
 
 def retract(folder: Path, undo: Sequence[Change] = ()) -> tuple[str, ...]:
-    """Takes a version away again, at once and whole, for one who is `alone` there.
+    """Takes a version away again, at once and whole, for one who is `alone` there; `forget` ends it.
 
     Args:
         folder: of the version.
@@ -56,11 +57,14 @@ def retract(folder: Path, undo: Sequence[Change] = ()) -> tuple[str, ...]:
     except OSError as error:
         what = f"could not be taken away again: {error.strerror}"
         raise InputError(Fault(what, file=str(folder), help="remove it by hand")) from None
-    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):
+        for entry in aside.iterdir():
+            take_away(entry)
     last = [change for change in undo if change.path == home / LAYOUT]
-    lists = [text for change in last for text in (change.before, change.after) if text is not None]
     with suppress(OSError):  # no room: then nothing can be put back, either
-        write(aside / LAYOUT, lists[0] if lists else b"")
+        for change in last:
+            write(aside / LAYOUT, change.before or b"")
+            write(aside / f"{LAYOUT}.after", written(undo, home))
     stays = []
     for change in [*reversed([change for change in undo if change not in last]), *last]:
         try:
@@ -69,14 +73,17 @@ def retract(folder: Path, undo: Sequence[Change] = ()) -> tuple[str, ...]:
         except (InputError, OSError) as error:
             why = error.strerror if isinstance(error, OSError) else error.faults[0].what
             stays.append(f"{change.path} stays as version {folder.name} had it: {why}")
-    if stays:
-        with suppress(InputError, OSError):
-            _corrected(home, lists)
-    shutil.rmtree(aside, ignore_errors=True)
     with suppress(OSError):
         sync(home)
-        home.rmdir()  # older versions stay
     return tuple(stays)
+
+
+def forget(home: Path) -> None:
+    """Removes what lies aside once the server was told; not while the list is false, which the next one puts right."""
+    with suppress(InputError, OSError):
+        settled(home)
+        shutil.rmtree(home / GONE, ignore_errors=True)
+        home.rmdir()  # older versions stay
 
 
 def settled(home: Path) -> None:
@@ -89,7 +96,7 @@ def settled(home: Path) -> None:
     try:
         left = [entry for entry in home.iterdir() if entry.name.startswith((STAGED, GONE))] if home.is_dir() else []
         left = [entry for entry in left if entry.is_dir() and not entry.is_symlink()]
-        _corrected(home, [text for entry in left if (text := read(entry / LAYOUT))])
+        _corrected(home, [text for entry in left for path in entry.glob(f"{LAYOUT}*") if (text := read(path))])
     except OSError as error:
         raise unwritable(home, error) from None
 
@@ -108,6 +115,13 @@ def _corrected(home: Path, lists: Iterable[bytes]) -> None:
                 now[name] = sha
     if now != known:
         restore(Change(path, render(now, deep=True), b""), home)
+
+
+def written(undo: Iterable[Change], home: Path) -> bytes:
+    """The list of the shared files that changes write; what is its owner's, and stays as it is, is not in it."""
+    found = [each for each in undo if each.before != each.after and home in each.path.parents]
+    files = {each.path.relative_to(home).as_posix(): each.after for each in found if each.path != home / LAYOUT}
+    return render(files, deep=True)
 
 
 def restore(change: Change, home: Path) -> None:

@@ -299,7 +299,7 @@ def test_a_manifest_cannot_say_what_is_no_preprocessing(tmp_path, told):
     [
         (np.zeros((2, 3, 4, 5), np.float32), np.zeros((2, 10), np.float32), r"inputs of shape \(3, 4, 5\)"),
         (np.zeros((2, 3, 4, 5), np.float32), np.zeros((2, 10), np.float32), r"and the model's are \(3, 4, 4\)"),
-        (np.zeros((2, 3, 4, 4), np.float32), np.zeros((2, 7), np.float32), r"outputs of shape \(7,\)"),
+        (np.zeros((2, 3, 4, 4), np.float32), np.zeros((2, 7), np.float32), r"outputs of shape \(7\)"),
     ],
 )
 def test_a_golden_sample_of_another_model_is_refused(tmp_path, inputs, outputs, told):

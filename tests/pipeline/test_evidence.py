@@ -300,6 +300,7 @@ def test_what_is_found_is_one_object_for_machines(artifact):
         ("empty", "holds no artifact: no manifest.json, no SHA256SUMS"),
         (".", "did you mean .*quick"),
         ("quick/model.onnx", "cannot be looked into: Not a directory"),
+        ("n" * 300, "cannot be looked into: File name too long"),
     ],
 )
 def test_a_folder_without_an_artifact_is_unusable_input(artifact, place, what):

@@ -52,6 +52,11 @@ def test_a_version_carries_files_metrics_verdict_and_digests(artifact, tmp_path,
     (artifact / evidence.SUMS).write_bytes(evidence.sums(artifact))
     assert mlflow.register(artifact, uri, "digits") == "2"
     assert mlflow.register(artifact, uri) == "1", "under the recipe's name"
+    (artifact / evidence.SIGNATURE).write_bytes(b"by somebody")
+    assert [mlflow.register(artifact, uri, "digits") for _ in range(2)] == ["3", "3"], "signed after it was registered"
+    signed = client.get_model_version("digits", "3").run_id
+    assert (tmp_path / "mlartifacts" / signed / "artifacts/model" / evidence.SIGNATURE).read_bytes() == b"by somebody"
+    (artifact / evidence.SIGNATURE).unlink()
     code, _, err = attar_ship(artifact, uri, "--to", "mlflow")
     assert (code, "has it already: version 1" in err) == (0, True), err
     assert f"next: MLFLOW_TRACKING_URI={uri} mlflow artifacts download -u models:/tiny/1 -d NEWDIR\n" in err
@@ -69,13 +74,15 @@ def test_metrics_end_with_their_units(artifact):
 
 def test_every_digest_is_a_tag(artifact):
     taken = evidence.taken(artifact)
-    found = mlflow.tags(taken.digests, of(taken))
-    names = {f"attar.file.{name.replace('.', '_')}" for name in (*evidence.listed(artifact), "manifest.json")}
-    assert names == {name for name in found if name.startswith("attar.file.")}
+    found = mlflow.tags(taken)
+    every = {f"attar.file.{name.replace('.', '_')}" for name in names(artifact)}
+    assert every == {name for name in found if name.startswith("attar.file.")}
+    (artifact / evidence.SIGNATURE).write_bytes(b"by somebody")
+    assert mlflow.tags(evidence.taken(artifact)) == found | {"attar.file.model_sig": digest(b"by somebody")}
     (artifact / "attar_runtime.py").write_text("code")
     (artifact / evidence.LAYOUT).write_bytes(render({"attar_runtime.py": b"code"}))
     taken = evidence.taken(artifact)
-    assert mlflow.tags(taken.digests, of(taken))["attar.file.attar_runtime_py"] == digest(b"code")
+    assert mlflow.tags(taken)["attar.file.attar_runtime_py"] == digest(b"code")
     assert {"attar.verdict", "attar.recipe.sha256", "attar.data.sha256"} <= set(found)
 
 

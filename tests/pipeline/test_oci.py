@@ -129,6 +129,31 @@ def answering(answer):
             thread.join()
 
 
+@contextmanager
+def serving(manifest, blobs):
+    """A registry that gives out one manifest, and blobs by their digests; yields its host."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            data = blobs.get(self.path.rpartition("/")[2], manifest)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *words):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def same(one, other):
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
@@ -484,6 +509,34 @@ def test_a_name_that_leads_elsewhere_is_refused(name):
     of = parse("h/m:v1")
     with pytest.raises(InputError, match="is no artifact that attar pushed"):
         oci._layers(of, json.dumps(manifest).encode())
+
+
+@pytest.mark.parametrize("target", [".git", "-rf", "recipe.lock", "report.html", "a b"])
+def test_a_target_that_attar_would_not_name_so_is_refused(target):
+    title = {"org.opencontainers.image.title": f"{target}/model.onnx"}
+    layer = {"digest": f"sha256:{'0' * 64}", "size": 1, "annotations": title}
+    manifest = {"artifactType": oci.ARTIFACT_TYPE, "mediaType": distribution.MANIFEST, "layers": [layer]}
+    with pytest.raises(InputError, match="is no artifact that attar pushed"):
+        oci._layers(parse("h/m:v1"), json.dumps(manifest).encode())
+
+
+def test_an_artifact_of_another_target_than_its_folder_says_is_not_kept(artifact, tmp_path):
+    blobs = {distribution.digest_of(data): data for data in (path.read_bytes() for path in artifact.iterdir())}
+    layers = [
+        {
+            "digest": distribution.digest_of(path.read_bytes()),
+            "size": path.stat().st_size,
+            "annotations": {"org.opencontainers.image.title": f"other/{path.name}"},
+        }
+        for path in artifact.iterdir()
+    ]
+    manifest = {"artifactType": oci.ARTIFACT_TYPE, "mediaType": distribution.MANIFEST, "layers": layers}
+    with (
+        serving(json.dumps(manifest).encode(), blobs) as host,
+        pytest.raises(InputError, match="lies in a folder 'other', and was judged for 'quick'"),
+    ):
+        oci.pull(f"{host}/m:v1", tmp_path / "new", insecure=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
 def test_the_target_is_the_folder_of_the_model():

@@ -178,6 +178,21 @@ def test_a_models_folder_that_cannot_be_looked_into(model, monkeypatch):
         assert (found, what in err) == (code, True), err
 
 
+def test_a_folder_in_one_that_may_not_be_entered_is_unusable_input(model, monkeypatch):
+    monkeypatch.chdir(model)
+    root = os.geteuid() == 0
+    (model / "2").chmod(0)
+    try:
+        if root:
+            os.seteuid(65534)
+        code, _, err = attar("verify", "2/nothing")
+    finally:
+        if root:
+            os.seteuid(0)
+        (model / "2").chmod(0o755)
+    assert (code, "2/nothing: cannot be looked into: Permission denied" in err) == (2, True), err
+
+
 def test_folders_of_shared_files_are_looked_into(shipped, tmp_path):
     model = shutil.copytree(shipped["triton"], tmp_path / "tiny")
     (model / "warmup" / "another").write_bytes(b"")

@@ -3,16 +3,19 @@
 import base64
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 from papers import attar, key_pair, openssl
 from shipping import attar_ship
 
 from pipeline import evidence, signing
+from pipeline.keys import public
 from targets.errors import InputError
 from targets.sha256sums import render
 
@@ -47,6 +50,10 @@ def signed(artifact, keys):
     return artifact
 
 
+def unsigned(folder, key):
+    return signing.unsigned(folder, public(key))
+
+
 def test_signed_then_verified(artifact, keys):
     code, out, err = attar("sign", artifact, "--key", keys / "ours.pem", "--json")
     assert code == 0, err
@@ -62,13 +69,13 @@ def test_signed_then_verified(artifact, keys):
 
 def test_signing_again_replaces_the_signature(signed, keys):
     signing.sign(signed, keys / "p384.pem")
-    assert signing.unsigned(signed, keys / "p384.pub.pem") == ()
-    (fault,) = signing.unsigned(signed, keys / "ours.pub.pem")
+    assert unsigned(signed, keys / "p384.pub.pem") == ()
+    (fault,) = unsigned(signed, keys / "ours.pub.pem")
     assert "was made with another key" in fault.what
     path = signed / evidence.SIGNATURE
     hint = json.loads(path.read_bytes())["verificationMaterial"]["publicKey"]["hint"]
     path.write_bytes(path.read_bytes().replace(hint.encode(), b"x\\nholds"))
-    (fault,) = signing.unsigned(signed, keys / "ours.pub.pem")
+    (fault,) = unsigned(signed, keys / "ours.pub.pem")
     assert (fault.what.startswith(r"was made with another key: 'x\nholds', and"), "\n" in fault.what) == (True, False)
 
 
@@ -132,7 +139,7 @@ def test_a_published_version_that_is_signed_is_signed_with_what_the_server_wante
     old, new = (hashlib.sha256(data).hexdigest().encode() for data in (good, good + b"# and more"))
     (version / evidence.LAYOUT).write_bytes(listing.replace(old, new))
     assert evidence.verified(version) == (), "digests alone do not show it"
-    (fault,) = signing.unsigned(version, keys / "ours.pub.pem")
+    (fault,) = unsigned(version, keys / "ours.pub.pem")
     assert "does not hold" in fault.what
 
     runtime.write_bytes(good)
@@ -212,7 +219,7 @@ def test_a_signature_over_the_layouts_list_alone_is_not_enough(artifact, keys, t
     some = hashing.Config().set_ignored_paths(paths=["attar_runtime.py", evidence.SIGNATURE])
     config = library.Config().use_elliptic_key_signer(private_key=keys / "ours.pem").set_hashing_config(some)
     config.sign(version, version / evidence.SIGNATURE)
-    (fault,) = signing.unsigned(version, keys / "ours.pub.pem")
+    (fault,) = unsigned(version, keys / "ours.pub.pem")
     assert (fault.file, fault.what) == (str(version / "attar_runtime.py"), "is not covered by the signature")
 
 
@@ -225,7 +232,7 @@ def test_the_tool_of_model_signing_verifies_ours_and_we_verify_its(signed, keys)
     theirs("verify", "key", signed, "--signature", signature, "--public_key", keys / "ours.pub.pem")
     signature.unlink()
     theirs("sign", "key", signed, "--signature", signature, "--private_key", keys / "ours.pem")
-    assert signing.unsigned(signed, keys / "ours.pub.pem") == ()
+    assert unsigned(signed, keys / "ours.pub.pem") == ()
 
 
 def test_a_flipped_bit_of_the_signature_is_found(signed, keys):
@@ -237,9 +244,9 @@ def test_a_flipped_bit_of_the_signature_is_found(signed, keys):
         flipped = bytearray(good)
         flipped[at] ^= 1 << chance.randrange(8)
         path.write_bytes(flipped)
-        assert signing.unsigned(signed, keys / "ours.pub.pem"), f"byte {at}"
+        assert unsigned(signed, keys / "ours.pub.pem"), f"byte {at}"
     path.write_bytes(good)
-    assert signing.unsigned(signed, keys / "ours.pub.pem") == ()
+    assert unsigned(signed, keys / "ours.pub.pem") == ()
 
 
 def test_a_signature_of_another_form_is_damaged(signed, keys):
@@ -250,7 +257,7 @@ def test_a_signature_of_another_form_is_damaged(signed, keys):
     odd["verificationMaterial"]["publicKey"]["hint"] = "\ud800"
     for text in ("[" * 100_000, *(json.dumps(each, separators=(",", ":"), ensure_ascii=False) for each in (deep, odd))):
         path.write_bytes(text.encode(errors="surrogatepass"))
-        (fault,) = signing.unsigned(signed, keys / "ours.pub.pem")
+        (fault,) = unsigned(signed, keys / "ours.pub.pem")
         assert "is damaged" in fault.what or "does not hold" in fault.what
         assert signing.named(path.read_bytes()) == frozenset()
 
@@ -260,7 +267,7 @@ def test_what_was_changed_and_got_new_digests_is_still_found(signed, keys):
     path.write_text(path.read_text().replace('"seconds"', '"Seconds"') + " ")
     (signed / evidence.SUMS).write_bytes(evidence.sums(signed))
     assert evidence.verified(signed) == (), "digests alone do not show it"
-    (fault,) = signing.unsigned(signed, keys / "ours.pub.pem")
+    (fault,) = unsigned(signed, keys / "ours.pub.pem")
     assert "does not hold" in fault.what
     code, out, err = attar("verify", signed, "--key", keys / "ours.pub.pem", "--json")
     assert (code, json.loads(out)["signature"]) == (1, "invalid"), err
@@ -273,7 +280,7 @@ def test_a_signature_over_some_of_the_files_is_not_enough(artifact, keys):
     some = hashing.Config().set_ignored_paths(paths=["model.onnx", evidence.SIGNATURE])
     config = library.Config().use_elliptic_key_signer(private_key=keys / "ours.pem").set_hashing_config(some)
     config.sign(artifact, artifact / evidence.SIGNATURE)
-    (fault,) = signing.unsigned(artifact, keys / "ours.pub.pem")
+    (fault,) = unsigned(artifact, keys / "ours.pub.pem")
     assert (fault.file, fault.what) == (str(artifact / "model.onnx"), "is not covered by the signature")
 
 
@@ -343,7 +350,7 @@ def test_a_key_that_cannot_sign_is_named_with_the_way_to_one_that_can(artifact, 
 )
 def test_a_key_that_cannot_verify_is_named(signed, keys, name, what):
     with pytest.raises(InputError, match=what) as caught:
-        signing.unsigned(signed, keys / name)
+        unsigned(signed, keys / name)
     assert "openssl " in str(caught.value)
     assert attar("verify", signed, "--key", keys / name)[0] == 2
 
@@ -355,3 +362,29 @@ def test_without_the_extra_digests_are_verified_and_signatures_name_it(artifact,
         code, _, err = attar(command, artifact, "--key", keys / key)
         assert code == 2
         assert "pip install 'attar[sign]'" in err
+
+
+@contextmanager
+def piped(path):
+    """A file's bytes as `<(cat FILE)` gives them: once."""
+    reads, writes = os.pipe()
+    os.write(writes, path.read_bytes())
+    os.close(writes)
+    yield f"/dev/fd/{reads}"
+    os.close(reads)
+
+
+def test_a_public_key_is_read_once(artifact, keys, tmp_path):
+    assert attar_ship(artifact, tmp_path / "models", "--to", "triton")[0] == 0
+    assert attar_ship(artifact, tmp_path / "models", "--to", "triton")[0] == 0
+    for version in ("1", "2"):
+        signing.sign(tmp_path / "models/tiny" / version, keys / "ours.pem")
+    with piped(keys / "ours.pub.pem") as key:
+        code, _, err = attar("verify", tmp_path / "models/tiny", "--key", key)
+    assert (code, f"signed by {key}" in err) == (0, True), err
+
+
+def test_a_private_key_in_a_pipe_is_refused(artifact, keys):
+    with piped(keys / "ours.pem") as key:
+        code, _, err = attar("sign", artifact, "--key", key)
+    assert (code, f"{key}: is no regular file, and is read twice" in err) == (2, True), err

@@ -13,8 +13,9 @@ from pipeline import takeover
 from targets import artifact
 from targets.errors import DeviceError, InputError
 from targets.servers import control as controls
+from targets.servers import undo
 from targets.servers.control import Control
-from targets.servers.disk import alone
+from targets.servers.disk import alone, newest
 from targets.servers.publish import changes, place, publish
 from targets.servers.shipment import Layout, Shipment
 from targets.servers.undo import noted
@@ -290,9 +291,8 @@ def test_a_version_that_lies_there_and_does_not_serve_is_never_loaded_by_acciden
     control.load("tiny")
     publish(layout, dest, "tiny")
     before = files(dest)
-    with pytest.raises(
-        InputError, match=r"version 2 lies there and is not what serves, which is 1: .*\n.*take 2 away, or"
-    ):
+    what = r"version 2 lies there and is not what serves, which is 1: .*\n.*load 2 yourself: .*/load`; or take it away"
+    with pytest.raises(InputError, match=what):
         takeover.proven(ours, layout, layout, ".attar-candidate-tiny", dest, control, said.append)
     assert (control.asked, files(dest)) == (["load tiny 1"], before)
 
@@ -301,7 +301,8 @@ def test_a_server_that_serves_the_model_from_another_folder_is_told_before_anyth
     ours, layout = made(tmp_path / "model.onnx")
     control = Served(tmp_path / "there")
     control.serves["tiny"] = 3
-    with pytest.raises(InputError, match=r"holds no version, and version 3 serves: does that server read .*elsewhere"):
+    what = r"holds no version, and version 3 serves: does that server read .*elsewhere\?\n.*/models/tiny/unload`"
+    with pytest.raises(InputError, match=what):
         takeover.proven(ours, layout, layout, ".attar-candidate-tiny", tmp_path / "elsewhere", control, print)
     assert not (tmp_path / "elsewhere").exists()
 
@@ -319,3 +320,36 @@ def test_an_interruption_just_after_it_was_published_leaves_nothing(run, monkeyp
     asked, versions, said, _ = run(KeyboardInterrupt)
     assert (asked, versions) == (["load tiny 1", "load tiny 1"], ["1"])
     assert "version 2 was taken away again: version 1 serves" in said
+
+
+@pytest.mark.parametrize("lies", [0, 1])
+@pytest.mark.parametrize("step", ["take_away", "write", "restore", "sync", "_back"])
+def test_what_a_kill_took_away_before_the_server_was_told_is_not_served_on(tmp_path, wrong, monkeypatch, step, lies):
+    """Of a takeover that fails, just before that step; the first one, or the one after version 1."""
+    ours, layout = made(tmp_path / "model.onnx")
+    dest, said = tmp_path / "models", []
+    control = Served(dest)
+
+    def take_over(text, kind):
+        new = replace(layout, shared={"config.pbtxt": text})
+        with pytest.raises(kind):
+            takeover.proven(ours, new, layout, ".attar-candidate-tiny", dest, control, said.append)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    if lies:
+        publish(replace(layout, shared={"config.pbtxt": b"one"}), dest, "tiny")
+        control.load("tiny")
+    with monkeypatch.context() as killing:
+        killing.setattr(takeover if step == "_back" else undo, step, killed)
+        take_over(b"two", KeyboardInterrupt)
+    number = lies + 1
+    assert (control.serves["tiny"], newest(dest / "tiny")) == (number, lies or None)
+    control.asked.clear()
+    take_over(b"three", DeviceError)
+    now = f"version {lies} serves" if lies else "nothing of it is served"
+    assert f"version {number}, which was never proven, was taken away again: {now}" in said
+    assert control.asked[0] == ("load tiny 1" if lies else "unload tiny")
+    assert (control.serves.get("tiny"), newest(dest / "tiny")) == (lies or None, lies or None)
+    assert not list(dest.rglob(".attar*"))

@@ -7,10 +7,10 @@ from contextlib import closing, contextmanager
 import numpy as np
 import pytest
 from running import triton
-from shipping import answers, attar_ship
+from shipping import answers, attar_ship, kept_in
 from tiny_run import attar_started
 
-from pipeline import published, reference, takeover
+from pipeline import published, takeover
 from targets.servers.control import Control
 from targets.servers.protocol import connect
 
@@ -45,13 +45,13 @@ def until(true, seconds=60):
 
 def asked(http, folder):
     """What the server answers to the golden sample of an artifact."""
-    inputs = reference.load(folder / reference.NAME).inputs
+    inputs = kept_in(folder).inputs
     with closing(connect(f"http://{http}/v2/models/tiny")) as endpoint:
         return np.concatenate([endpoint.infer(inputs[i : i + 1]) for i in range(len(inputs))])
 
 
 def answered(folder):
-    return answers(folder, reference.load(folder / reference.NAME).inputs)
+    return answers(folder, kept_in(folder).inputs)
 
 
 def lies(repository):
@@ -144,3 +144,36 @@ def test_a_command_that_is_killed_leaves_what_the_next_one_puts_right(what, arti
         assert np.array_equal(asked(server.http, artifacts["second"]), answered(artifacts["second"]))
         assert lies(repository) == (["1", "2"], [])
         assert control.serving(".attar-candidate-tiny") == ()
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_a_kill_before_the_server_was_told_is_made_good_by_the_next_command(proven, artifacts, shipped, monkeypatch):
+    """The version is taken away on disk, and still serves; it is the only one, or there is one before."""
+    repository, words = shipped
+    number = 1 + proven
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    with triton(repository, explicit=True, disturb=f"tiny:{number}") as server:
+        control = Control(f"http://{server.http}")
+        if proven:
+            assert attar_ship(*words("first", server.http))[0] == 0
+        with monkeypatch.context() as killing:
+            killing.setattr(takeover, "_back", killed)
+            with pytest.raises(Killed):
+                attar_ship(*words("second", server.http))
+        assert control.serving("tiny") == (number,)
+        assert [path.name for path in (repository / "tiny").glob(".*")] == [".attar-gone"]
+        code, _, err = attar_ship(*words("wrong", server.http))
+        now = "version 1 serves" if proven else "nothing of it is served"
+        assert (code, f"version {number}, which was never proven, was taken away again: {now}" in err) == (3, True), err
+        assert control.serving("tiny") == (1,) * proven
+        if proven:
+            assert np.array_equal(asked(server.http, artifacts["first"]), answered(artifacts["first"]))
+            assert lies(repository) == (["1"], [])
+        else:
+            assert not list(repository.iterdir())

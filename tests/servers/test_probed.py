@@ -9,9 +9,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 from running import kserve, mlserver, triton
-from shipping import answers, attar_ship
+from shipping import answers, attar_ship, kept_in
 
-from pipeline import published, reference
+from pipeline import published
 from pipeline.endpoint import probe
 from targets.errors import DeviceError, InputError
 from targets.servers.protocol import connect
@@ -37,7 +37,7 @@ def test_a_real_server_is_probed_and_a_newcomer_asks_it(name, artifacts, tmp_pat
         code, _, err = attar_ship(each, tmp_path / "models", "--to", name)
         assert code == 0, err
     assert published.verified(tmp_path / "models" / "tiny") == ()
-    kept = reference.load(folder / reference.NAME)
+    kept = kept_in(folder)
     assert np.array_equal(kept.outputs, answers(folder, kept.inputs))
     with SERVERS[name](tmp_path / "models") as server:
         for url in (f"http://{server.http}/v2/models/tiny", f"grpc://{server.grpc}/tiny"):

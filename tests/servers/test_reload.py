@@ -10,9 +10,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 from running import triton
-from shipping import answers, attar_ship
+from shipping import answers, attar_ship, kept_in
 
-from pipeline import evidence, published, reference
+from pipeline import evidence, published
 from targets.servers.control import Control
 from targets.servers.protocol import connect
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("triton_here")
 
 
 def _sample(folder):
-    return reference.load(folder / reference.NAME).inputs
+    return kept_in(folder).inputs
 
 
 def _says(server, name="tiny", version=""):

@@ -82,14 +82,14 @@ def test_the_grain_of_a_float_model(tmp_path):
     assert found.allowed == pytest.approx(0.005)
 
 
-def quantized(path, last):
+def quantized(path, last, scale=0.25):
     """A graph whose answers leave a DequantizeLinear, or an operator after it."""
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y" if last else "d"]),
         *([] if last else [helper.make_node("Relu", ["d"], ["y"])]),
     ]
-    values = [numpy_helper.from_array(np.float32(0.25), "s"), numpy_helper.from_array(np.uint8(128), "z")]
+    values = [numpy_helper.from_array(np.float32(scale), "s"), numpy_helper.from_array(np.uint8(128), "z")]
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in "xy")
     model = helper.make_model(helper.make_graph(nodes, "q", [x], [y], values), ir_version=10)
     onnx.save(model, path)
@@ -100,4 +100,10 @@ def test_the_grain_of_an_int8_model(tmp_path):
     given = np.asarray([[0, 51]], np.float32)
     assert grain_of(quantized(tmp_path / "a.onnx", True), given) == Grain(0.25, 1.0)
     found = grain_of(quantized(tmp_path / "b.onnx", False), given)
+    assert found.step == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("scale", [[], float("nan"), float("inf")])
+def test_a_scale_that_says_nothing_leaves_the_grain_to_the_answers(tmp_path, scale):
+    found = grain_of(quantized(tmp_path / "a.onnx", True, scale), np.asarray([[0, 51]], np.float32))
     assert found.step == pytest.approx(0.2)

@@ -58,13 +58,15 @@ LIVE, LATE, MUTE = (
     b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
     b"",
 )
+BOTH = LATE + LIVE
 
 
 @contextmanager
 def owing(says, tls=None):
     """The address of a server that owes an answer. To whether it lives it says each of `says` in turn: b"" is nothing,
     while it holds the connection; None is its end, while the connection that waits is held, as children would; LATE is
-    the answer that was owed. With the context `tls` it speaks TLS."""
+    the answer that was owed; BOTH is that, and then that it lives: the next connection is owed an answer anew. With the
+    context `tls` it speaks TLS."""
     listening = socket.create_server(("127.0.0.1", 0))
     held = []
 
@@ -75,11 +77,19 @@ def owing(says, tls=None):
     def serve():
         with suppress(OSError), listening:
             accept()
+            owed = held[-1]
             for said in says:
                 if said is None:
                     break
                 accept()
-                (held[0] if said is LATE else held[-1]).sendall(said)
+                if said in (LATE, BOTH):
+                    owed.sendall(LATE)
+                if said is BOTH:
+                    held[-1].sendall(LIVE)
+                    accept()
+                    owed = held[-1]
+                elif said is not LATE:
+                    held[-1].sendall(said)
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -113,6 +123,16 @@ def test_one_that_lives_is_waited_for(says, impatient):
     """Also where it never says so: with a single HTTP thread it cannot."""
     with owing([*says, LATE]) as place:
         Control(f"http://{place}", timeout_s=20).load("tiny")
+
+
+def test_one_that_says_that_it_lives_once_it_owes_nothing_may_be_mute_again(monkeypatch):
+    """It has a single HTTP thread: first it gives the answer that it owed, then it turns to who waits."""
+    monkeypatch.setattr(control, "_STEP_S", 0.1)
+    monkeypatch.setattr(control, "_HEALTH_S", 0.05)
+    with owing([BOTH, *[MUTE] * 4, LATE]) as place:
+        there = Control(f"http://{place}", timeout_s=20)
+        there.load("tiny")
+        there.load("tiny")
 
 
 def test_it_is_not_waited_for_without_end(impatient):
@@ -196,9 +216,12 @@ def test_one_that_lives_is_waited_for_over_tls_too(tls, monkeypatch):
 )
 def test_what_speaks_something_else_is_told_in_words(scheme, said, what):
     def speak():
-        with listening.accept()[0] as wire:
+        with suppress(OSError), listening.accept()[0] as wire:
             wire.recv(4096)
             wire.sendall(said)
+            wire.shutdown(socket.SHUT_WR)
+            while wire.recv(4096):  # what is closed with something unread is reset
+                pass
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=speak)

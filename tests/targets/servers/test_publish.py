@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from targets.errors import InputError
+from targets.servers import publish as steps
 from targets.servers.disk import alone, newest
 from targets.servers.publish import place, publish
 from targets.servers.shipment import Layout
@@ -340,6 +341,39 @@ def test_a_full_disk_leaves_what_was(model, tmp_path):
     assert not (dest / "new").exists()
 
 
+def test_the_list_is_true_where_a_failure_could_not_be_undone(model, tmp_path, monkeypatch):
+    dest = tmp_path / "models"
+    publish(layout(model, "one"), dest, "net")
+    put_back = steps.restore
+
+    def stuck(change, home):
+        if change.path.name == "config.pbtxt":
+            raise OSError(28, "No space left on device")
+        put_back(change, home)
+
+    def broken(folder):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(steps, "restore", stuck)
+        failing.setattr(steps, "sync", broken)
+        with pytest.raises(InputError, match="cannot be written: No space left on device"):
+            publish(layout(model, "two"), dest, "net")
+    assert newest(dest / "net") == 1
+    assert files(dest)["net/LAYOUT.SHA256SUMS"] == listing(config=b"two", warmup=b"one")
+    publish(layout(model, "three"), dest, "net")
+
+
+def test_what_an_owner_keeps_stays_theirs_where_nothing_was_published(model, tmp_path):
+    dest, other = tmp_path / "models", net(tmp_path / "other.onnx", classes=4)
+    publish(layout(model, "one"), dest, "net")
+    (dest / "net" / "config.pbtxt").write_bytes(b"tuned")
+    before = files(dest)
+    with pytest.raises(InputError, match="its clients would break"):
+        publish(layout(other, "two", kept=frozenset({"config.pbtxt"})), dest, "net")
+    assert files(dest) == before
+
+
 FULL = """
 import sys
 from pathlib import Path
@@ -397,7 +431,7 @@ from pathlib import Path
 from test_publish import files, layout, listing
 from targets.servers.disk import alone
 from targets.servers.publish import changes, place, publish
-from targets.servers.undo import retract
+from targets.servers.undo import forget, retract
 
 root, model = Path(sys.argv[1]), Path(sys.argv[2])
 start = {name: data for name, data in files(root / "start").items() if name.startswith("net/1/")}
@@ -466,7 +500,7 @@ def taken_back(dest):
     with alone(dest):
         todo = changes(new(), dest, "net")
         into = place(new(), dest, "net")
-        return lambda: retract(into, todo)
+        return lambda: (retract(into, todo), forget(dest / "net"))
 
 again = 0
 while True:

@@ -15,7 +15,7 @@ from targets.errors import InputError
 from targets.servers import undo
 from targets.servers.disk import alone, newest
 from targets.servers.publish import changes, place, publish
-from targets.servers.undo import Change, noted, recalled, retract
+from targets.servers.undo import Change, forget, noted, recalled, retract
 
 
 @pytest.fixture
@@ -32,10 +32,13 @@ def test_retract_brings_back_what_was(model, tmp_path):
         todo = changes(new, dest, "net")
         into = place(new, dest, "net")
         retract(into, todo)
+        assert (dest / "net" / ".attar-gone").is_dir()
+        forget(dest / "net")
     assert files(dest) == before
     with alone(dest):
         todo = changes(layout(model), dest, "other")
         retract(place(layout(model), dest, "other"), todo)
+        forget(dest / "other")
     assert files(dest) == before
     assert not (dest / "other").exists()
 
@@ -65,6 +68,7 @@ def test_a_file_that_cannot_be_put_back_is_told_and_the_version_is_gone(model, t
             stays = retract(into, todo)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        forget(dest / "net")
     assert len(stays) == 3
     assert stays[1] == f"{dest}/net/config.pbtxt stays as version 2 had it: File too large"
     assert newest(dest / "net") == 1
@@ -86,11 +90,42 @@ def test_the_list_is_true_where_one_file_could_not_be_put_back(model, tmp_path, 
     with alone(dest):
         todo = changes(layout(model, "two"), dest, "net")
         stays = retract(place(layout(model, "two"), dest, "net"), todo)
+        forget(dest / "net")
     assert stays == (f"{dest}/net/config.pbtxt stays as version 2 had it: No space left on device",)
     assert files(dest)["net/config.pbtxt"] == b"two"
     assert files(dest)["net/warmup/one"] == b"one"
     assert files(dest)["net/LAYOUT.SHA256SUMS"] == listing(config=b"two", warmup=b"one")
     publish(layout(model, "three"), dest, "net")
+
+
+@pytest.mark.parametrize("lists", [0, 1])
+def test_what_makes_the_list_true_stays_while_the_disk_is_full(model, tmp_path, monkeypatch, lists):
+    """From config.pbtxt on there is no room, but for so many lists."""
+    dest, full = tmp_path / "models", [True]
+    publish(layout(model, "one"), dest, "net")
+    put_back, written = undo.restore, []
+
+    def stuck(change, home):
+        if change.path.name == "LAYOUT.SHA256SUMS":
+            written.append(change)
+        if full and (change.path.name == "config.pbtxt" or len(written) > lists):
+            raise OSError(28, "No space left on device")
+        put_back(change, home)
+
+    monkeypatch.setattr(undo, "restore", stuck)
+    with alone(dest):
+        todo = changes(layout(model, "two"), dest, "net")
+        retract(place(layout(model, "two"), dest, "net"), todo)
+        forget(dest / "net")
+    before = files(dest)
+    assert (before["net/config.pbtxt"], before["net/warmup/one"]) == (b"two", b"one")
+    with pytest.raises(InputError, match="cannot be written: No space left on device"):
+        publish(layout(model, "three"), dest, "net")
+    assert files(dest) == before
+    full.clear()
+    publish(layout(model, "three"), dest, "net")
+    assert files(dest)["net/LAYOUT.SHA256SUMS"] == listing(config=b"three", warmup=b"three")
+    assert not [*dest.rglob(".*")]
 
 
 def test_a_version_that_cannot_be_taken_away_is_told_and_all_stays(model, tmp_path):
@@ -110,7 +145,7 @@ from pathlib import Path
 from test_publish import files, layout
 from targets.servers.disk import alone
 from targets.servers.publish import changes, place, publish
-from targets.servers.undo import retract
+from targets.servers.undo import forget, retract
 dest, model = Path(sys.argv[1]) / "models", Path(sys.argv[2])
 publish(layout(model, "one" * 4_000), dest, "net")
 before = files(dest)
@@ -127,6 +162,7 @@ with alone(dest):
     except OSError as error:
         print(error.strerror)
     print(retract(into, todo))
+    forget(dest / "net")
 assert not into.exists()
 assert (dest / "net" / "1" / "model.onnx").exists()
 assert files(dest) == before, sorted(files(dest))
