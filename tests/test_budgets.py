@@ -58,6 +58,7 @@ def test_a_plan_says_what_may_go_and_what_stays_whole(budgeted):
     assert "7 steps: 7 stored" not in told.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_a_second_budget_measures_no_structure_again(budgeted):
     folder, _, _ = budgeted
     again = attar("run", "tiny.yaml", "--json", "--set", "targets.0.budget.size_mb=0.014", cwd=folder)

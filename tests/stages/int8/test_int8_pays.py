@@ -283,6 +283,7 @@ def test_a_stem_of_one_channel_goes_back_to_float(tmp_path):
     assert inputs == {"conv0": None, **dict.fromkeys(("conv1", "conv2", "conv3"), "DequantizeLinear")}
 
 
+@pytest.mark.slow
 def test_the_float_network_is_kept_where_int8_never_pays(tmp_path):
     """Convolutions of two channels: int8 kernels work on vectors of 16."""
     bench, attempt = bench_of(tmp_path, network(2, 2, 2))

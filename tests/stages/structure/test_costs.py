@@ -178,6 +178,7 @@ def test_a_limited_percentile_gets_samples_enough(bench):
     assert bench.device.jobs[0]["meter"]["samples"] == 299
 
 
+@pytest.mark.slow
 def test_a_mockup_of_fresh_weights_is_the_artifact_of_trained_ones(tmp_path):
     teacher = tiny_teacher(tmp_path / "teacher", DATA, "stages.testing:tiny_residual", epochs=1)
     exported = export(teacher, ExportConfig(), context(tmp_path / "export", DATA))
