@@ -80,11 +80,13 @@ def verified(folder: Path) -> tuple[Fault, ...]:
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Digests by name of all that is listed, in a model's folder and its versions; once it is `verified`."""
+    """Digests by name of all that is listed in an artifact's or a version's folder, or in a model's and its versions;
+    once it is `verified`."""
+    if not is_model(folder):
+        return {**evidence.listed(folder), **evidence.laid(folder)}
     found = evidence.laid(folder, deep=True)
     for version in versions(folder):
-        listed = {**evidence.listed(version), **evidence.laid(version)}
-        found |= {f"{version.name}/{name}": digest for name, digest in listed.items()}
+        found |= {f"{version.name}/{name}": digest for name, digest in files(version).items()}
     return found
 
 

@@ -165,7 +165,7 @@ def pull(
     Exit code 0: it is there whole; 2: unusable input, or nothing of that kind in the registry, or it was changed there;
     3: the registry does not answer, or refuses it. Nothing is left in NEWDIR then.
     """
-    from pipeline import evidence
+    from pipeline import evidence, published
     from pipeline.registries import oci
 
     found, digest = oci.pull(ref, into, insecure=insecure, say=say)
@@ -175,7 +175,7 @@ def pull(
     else:
         say(_UNSIGNED)
     if as_json:
-        files = {**evidence.listed(found), **evidence.laid(found)}
+        files = published.files(found)
         put_json(
             json.dumps({"version": 1, "ref": ref, "digest": digest, "folder": str(found), "files": files}, indent=1)
         )
@@ -229,14 +229,14 @@ def _show(
     faults, files = tuple(faults), dict[str, str]()
     for fault in faults:
         say(str(fault))
-    if not faults and published.is_model(folder):
+    if not faults:
         files = published.files(folder)
+    if not faults and published.is_model(folder):
         of = ", ".join(version.name for version in published.versions(folder))
         shared = len(evidence.laid(folder, deep=True))
         told = f"{len(files)} files, {shared} of them what its versions share (versions: {of}),"
         say(f"{folder}: holds: {told} have the digests that are written down for them")
     elif not faults:
-        files = {**evidence.listed(folder), **evidence.laid(folder)}
         count = len({*files, evidence.MANIFEST})
         say(f"{folder}: holds: {count} files have the digests that are written down for them")
     for note in notes:

@@ -67,10 +67,8 @@ def alone(dest: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):
-                (
-                    dest / ".attar.lock"
-                ).unlink()  # while it is held: whoever waits for it looks whether it is still there
+            with suppress(OSError):  # while it is held: whoever waits for it looks whether it is still there
+                (dest / ".attar.lock").unlink()
             os.close(handle)
     finally:
         with suppress(OSError):  # it holds what was published

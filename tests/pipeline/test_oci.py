@@ -76,6 +76,19 @@ def registry(tmp_path_factory):
 
 
 @contextmanager
+def listening(handler):
+    """A server on a port of its own, whose requests a handler answers; yields its host."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
 def tokens(token):
     """A server that hands out one token, and keeps what it was asked."""
     asked = []
@@ -92,14 +105,8 @@ def tokens(token):
         def log_message(self, *words):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/token", asked
-        finally:
-            server.shutdown()
-            thread.join()
+    with listening(Handler) as host:
+        yield f"http://{host}/token", asked
 
 
 @contextmanager
@@ -119,14 +126,8 @@ def answering(answer):
         def log_message(self, *words):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with listening(Handler) as host:
+        yield host
 
 
 @contextmanager
@@ -144,14 +145,8 @@ def serving(manifest, blobs):
         def log_message(self, *words):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with listening(Handler) as host:
+        yield host
 
 
 def same(one, other):

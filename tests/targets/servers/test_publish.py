@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from nobody import as_nobody
 from onnx import TensorProto, helper
 
 from targets.errors import InputError
@@ -19,6 +20,9 @@ from targets.servers import publish as steps
 from targets.servers.disk import alone, newest
 from targets.servers.publish import place, publish
 from targets.servers.shipment import Layout
+
+# What scripts import from: these tests, the helpers of all tests, attar.
+IMPORTED = os.pathsep.join(str(Path(__file__).parents[up]) for up in (0, 2, 3))
 
 
 def net(path, *, classes=3, bias=0.0, batch="batch"):
@@ -391,15 +395,19 @@ except InputError as error:
 """
 
 
-def test_a_file_system_that_is_full_leaves_what_was(model, tmp_path):
-    small = tmp_path / "small"
+def on_a_small_disk(script, size, small, model):
+    """Runs a script with the folder of a file system of that size, and a model; skips where nothing may be mounted."""
     small.mkdir()
-    mount = f"mount -t tmpfs -o size=64k small {small} && exec {sys.executable} -c '{FULL}' {small} {model}"
-    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[3]}"}
+    mount = f"mount -t tmpfs -o size={size} small {small} && exec {sys.executable} -c '{script}' {small} {model}"
+    environment = {**os.environ, "PYTHONPATH": IMPORTED}
     command = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount)
     if shutil.which("unshare") is None or subprocess.run((*command[:4], "true"), capture_output=True).returncode:
         pytest.skip("nothing may be mounted here")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_file_system_that_is_full_leaves_what_was(model, tmp_path):
+    done = on_a_small_disk(FULL, "64k", tmp_path / "small", model)
     assert "models: cannot be written: No space left on device" in done.stdout, done.stderr
 
 
@@ -409,15 +417,11 @@ def test_a_folder_that_may_not_be_written_is_said(model):
         publish(layout(model, "one"), dest, "net")
         for folder in (dest, Path(above)):
             folder.chmod(0o555)
-        root, content = os.geteuid() == 0, model.read_bytes()
+        content = model.read_bytes()
         try:
-            if root:
-                os.seteuid(65534)
-            with pytest.raises(InputError, match="models: cannot be written: Permission denied"):
+            with as_nobody(), pytest.raises(InputError, match="models: cannot be written: Permission denied"):
                 publish(Layout({"model.onnx": content}), dest, "net")
         finally:
-            if root:
-                os.seteuid(0)
             for folder in (dest, Path(above)):
                 folder.chmod(0o755)
         assert newest(dest / "net") == 1
@@ -519,7 +523,7 @@ print("and", again - 1, "times")
 def test_a_kill_at_any_moment_leaves_nothing_half_written(model, tmp_path):
     """The publisher is killed before its first, second, ... step on the disk, until it gets through."""
     publish(layout(model, "one", root={"list": lambda _: b"one"}), tmp_path / "start", "net")
-    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[3]}"}
+    environment = {**os.environ, "PYTHONPATH": IMPORTED}
     done = subprocess.run(
         (sys.executable, "-c", KILLED, tmp_path, model), env=environment, capture_output=True, text=True, timeout=120
     )

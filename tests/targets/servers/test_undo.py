@@ -1,15 +1,10 @@
 """What was published is taken back: the version at once, then the files beside it, also where the disk is full."""
 
 import json
-import os
 import resource
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from test_publish import files, layout, listing, net
+from test_publish import files, layout, listing, net, on_a_small_disk
 
 from targets.errors import InputError
 from targets.servers import undo
@@ -170,14 +165,7 @@ assert files(dest) == before, sorted(files(dest))
 
 
 def test_a_file_system_that_is_full_keeps_no_version_that_is_taken_back(model, tmp_path):
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = f"mount -t tmpfs -o size=256k small {small} && exec {sys.executable} -c '{FULL}' {small} {model}"
-    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[3]}"}
-    command = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount)
-    if shutil.which("unshare") is None or subprocess.run((*command[:4], "true"), capture_output=True).returncode:
-        pytest.skip("nothing may be mounted here")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = on_a_small_disk(FULL, "256k", tmp_path / "small", model)
     assert (done.returncode, done.stdout) == (0, "No space left on device\n()\n"), done.stderr
 
 
